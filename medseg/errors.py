@@ -1,0 +1,14 @@
+"""The one error a person at the command line is meant to read."""
+
+
+class UserError(Exception):
+    """Something the caller can mend: one sentence that names the flag or file, what came, and the remedy.
+
+    Args:
+        message: the sentence, printed as it is, without a traceback.
+        code: exit status; 2 = a flag, configuration, model or backend is wrong, 3 = the data or the run failed.
+    """
+
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
