@@ -1,0 +1,48 @@
+"""What must be settled before the first tensor is made: huge pages for large tensors.
+
+PyTorch reads THP_MEM_ALLOC_ENABLE once, when the first CPU tensor is allocated. `import torch`
+allocates none, but lightning, monai and kornia do; so medseg's commands call this before they
+import anything else.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_FLAG = "THP_MEM_ALLOC_ENABLE"
+_KERNEL_SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_PROBE_BYTES = 16 << 20
+
+
+def enable_huge_pages() -> None:
+    """Asks PyTorch's CPU allocator for huge pages; a value the caller has set already is kept."""
+    if sys.platform == "linux":
+        os.environ.setdefault(_FLAG, "1")
+
+
+def describe_huge_pages() -> str:
+    """One sentence on whether large CPU tensors get huge pages, found by counting page faults."""
+    if sys.platform != "linux":
+        return f"off: {sys.platform} has no {_FLAG}"
+    if os.environ.get(_FLAG, "0") in ("", "0"):
+        return f"off: {_FLAG}=0 in the environment"
+    if _KERNEL_SWITCH.exists() and "[never]" in _KERNEL_SWITCH.read_text(encoding="utf-8"):
+        return f"off: {_KERNEL_SWITCH} says never"
+    faults = _faults_of_a_fresh_tensor()
+    if faults > _PROBE_BYTES // 4096 // 4:
+        return f"off: {_FLAG}=1 came after the first tensor of this process; export it beforehand"
+    return f"on: {_FLAG}=1, {faults} page faults for {_PROBE_BYTES >> 20} MB"
+
+
+def _faults_of_a_fresh_tensor() -> int:
+    """Page faults of touching a new tensor; the least of three, since other threads fault too."""
+    import resource
+
+    import torch
+
+    counts = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(_PROBE_BYTES // 4)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(counts)
