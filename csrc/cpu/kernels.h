@@ -1,0 +1,110 @@
+// What the CPU objects offer: the argument blocks and one table of functions per instruction set.
+#pragma once
+#include <cstdint>
+
+namespace medseg {
+
+enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+// "acc" below is float, or double for float64 data: parameters, gates and saved values use it.
+
+// x is (n, c, hw). Planes of hw dense elements, or, with channels_last, pixels of c dense ones.
+struct EcaShape {
+  int64_t n, c, hw;
+  int64_t stride_n, stride_c;  // of x, in elements; out, grad_out and grad_x are dense
+  bool channels_last;
+  int taps, threads;
+};
+
+struct EcaForward {
+  EcaShape shape;
+  const void* x;
+  const void* weight;  // acc (taps)
+  const void* bias;    // acc (1) or null
+  void* out;
+  void* pooled;   // acc (n, c)
+  void* gate;     // acc (n, c)
+  void* scratch;  // eca_scratch(dtype, shape) bytes, aligned to 64
+};
+
+struct EcaBackward {
+  EcaShape shape;
+  const void* x;
+  const void* grad_out;
+  const void* weight;
+  const void* pooled;
+  const void* gate;
+  void* grad_x;       // null: not wanted
+  void* grad_weight;  // acc (taps)
+  void* grad_bias;    // acc (1)
+  void* scratch;      // acc, eca_scratch(shape) elements
+};
+
+// x per image is a 3-D array (a[0], a[1], a[2]) in memory order, a[2] dense. Plane m pools over
+// memory axis m; `gate[m]` names the gate it feeds (-1: none) and `turned[m]` says that the plane
+// lies transposed in memory, so that its convolution uses the transposed taps.
+struct TripletShape {
+  int64_t n, a[3];
+  int64_t stride_n, stride_0, stride_1;  // of x; out, grad_out and grad_x are dense
+  int gate[3];
+  bool turned[3];
+  int gates, taps, threads;
+  bool training;
+  double eps;
+};
+
+struct TripletForward {
+  TripletShape shape;
+  const void* x;
+  const void* conv_weight;  // acc (gates, 2, taps, taps)
+  const void* bn_weight;    // acc (gates), like the three below
+  const void* bn_bias;
+  const void* running_mean;
+  const void* running_var;
+  void* out;
+  void* stats;       // acc (3, gates): mean, unbiased variance, 1 / sqrt(variance + eps)
+  void* planes;      // acc, per image and plane: maximum then mean; null: nothing is kept
+  void* index;       // int16 or int32, per image and plane: argmax; null with planes
+  int index_bytes;   // 2 or 4
+  void* scratch;     // bytes, triplet_scratch(dtype, shape, false), aligned to 64
+};
+
+struct TripletBackward {
+  TripletShape shape;
+  const void* x;
+  const void* grad_out;
+  const void* conv_weight;
+  const void* bn_weight;
+  const void* bn_bias;
+  const void* stats;
+  const void* planes;
+  const void* index;
+  int index_bytes;
+  void* grad_x;
+  void* grad_conv_weight;  // acc (gates, 2, taps, taps)
+  void* grad_bn_weight;    // acc (gates)
+  void* grad_bn_bias;      // acc (gates)
+  void* scratch;           // bytes, triplet_scratch(dtype, shape, true), aligned to 64
+};
+
+struct Kernels {
+  const char* isa;
+  void (*eca_forward)(int dtype, const EcaForward&);
+  void (*eca_backward)(int dtype, const EcaBackward&);
+  int64_t (*eca_scratch)(int dtype, const EcaShape&);  // bytes
+  void (*triplet_forward)(int dtype, const TripletForward&);
+  void (*triplet_backward)(int dtype, const TripletBackward&);
+  int64_t (*triplet_scratch)(int dtype, const TripletShape&, bool backward);
+};
+
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace medseg

@@ -1,0 +1,21 @@
+// The functions of one instruction set, for the bindings to pick from.
+#include "simd.h"
+
+namespace medseg {
+namespace MEDSEG_ISA {
+
+void eca_forward(int dtype, const EcaForward& a);
+void eca_backward(int dtype, const EcaBackward& a);
+int64_t eca_scratch(int dtype, const EcaShape& s);
+void triplet_forward(int dtype, const TripletForward& a);
+void triplet_backward(int dtype, const TripletBackward& a);
+int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward);
+
+#define MEDSEG_STRING(name) #name
+#define MEDSEG_NAME(name) MEDSEG_STRING(name)
+extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward,
+                                eca_scratch,             triplet_forward, triplet_backward,
+                                triplet_scratch};
+
+}  // namespace MEDSEG_ISA
+}  // namespace medseg

@@ -1,0 +1,139 @@
+// medseg.kernels._cpu: addresses and sizes in, nothing checked twice, the GIL released.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+using medseg::Kernels;
+
+namespace {
+
+void* address(uintptr_t p) { return reinterpret_cast<void*>(p); }
+
+// Fastest first.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(&medseg::avx512::kernels);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    found.push_back(&medseg::avx2::kernels);
+#endif
+  found.push_back(&medseg::baseline::kernels);
+  return found;
+}
+
+const Kernels* active = supported().front();
+
+void set_isa(const std::string& name) {
+  for (const Kernels* k : supported()) {
+    if (name == k->isa) {
+      active = k;
+      return;
+    }
+  }
+  throw std::invalid_argument("this processor cannot run the '" + name + "' kernels");
+}
+
+using Strides = std::array<int64_t, 2>;
+
+medseg::EcaShape eca_shape(std::array<int64_t, 3> sizes, Strides strides, bool channels_last,
+                           int taps, int threads) {
+  return {sizes[0], sizes[1], sizes[2], strides[0], strides[1], channels_last, taps, threads};
+}
+
+void eca_forward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t weight,
+                 uintptr_t bias, uintptr_t out, uintptr_t pooled, uintptr_t gate,
+                 uintptr_t scratch) {
+  py::gil_scoped_release release;
+  active->eca_forward(dtype, {shape, address(x), address(weight), address(bias), address(out),
+                              address(pooled), address(gate), address(scratch)});
+}
+
+void eca_backward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t grad_out,
+                  uintptr_t weight, uintptr_t pooled, uintptr_t gate, uintptr_t grad_x,
+                  uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch) {
+  py::gil_scoped_release release;
+  active->eca_backward(
+      dtype, {shape, address(x), address(grad_out), address(weight), address(pooled),
+              address(gate), address(grad_x), address(grad_weight), address(grad_bias),
+              address(scratch)});
+}
+
+medseg::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
+                                   std::array<int64_t, 3> strides, std::array<int, 3> gate,
+                                   std::array<bool, 3> turned, int gates, int taps, int threads,
+                                   bool training, double eps) {
+  return {n,
+          {sizes[0], sizes[1], sizes[2]},
+          strides[0],
+          strides[1],
+          strides[2],
+          {gate[0], gate[1], gate[2]},
+          {turned[0], turned[1], turned[2]},
+          gates,
+          taps,
+          threads,
+          training,
+          eps};
+}
+
+void triplet_forward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
+                     uintptr_t conv_weight, uintptr_t bn_weight, uintptr_t bn_bias,
+                     uintptr_t running_mean, uintptr_t running_var, uintptr_t out, uintptr_t stats,
+                     uintptr_t planes, uintptr_t index, int index_bytes, uintptr_t scratch) {
+  py::gil_scoped_release release;
+  active->triplet_forward(
+      dtype, {shape, address(x), address(conv_weight), address(bn_weight), address(bn_bias),
+              address(running_mean), address(running_var), address(out), address(stats),
+              address(planes), address(index), index_bytes, address(scratch)});
+}
+
+void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
+                      uintptr_t grad_out, uintptr_t conv_weight, uintptr_t bn_weight,
+                      uintptr_t bn_bias, uintptr_t stats, uintptr_t planes, uintptr_t index,
+                      int index_bytes, uintptr_t grad_x, uintptr_t grad_conv_weight,
+                      uintptr_t grad_bn_weight, uintptr_t grad_bn_bias, uintptr_t scratch) {
+  py::gil_scoped_release release;
+  active->triplet_backward(
+      dtype,
+      {shape, address(x), address(grad_out), address(conv_weight), address(bn_weight),
+       address(bn_bias), address(stats), address(planes), address(index), index_bytes,
+       address(grad_x), address(grad_conv_weight), address(grad_bn_weight), address(grad_bn_bias),
+       address(scratch)});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Compiled CPU kernels of medseg; called through medseg.kernels.<op>.native.";
+  m.def("isa", [] { return std::string(active->isa); }, "The instruction set in use.");
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* k : supported()) names.emplace_back(k->isa);
+    return names;
+  }, "What this processor can run, fastest first.");
+  m.def("set_isa", set_isa, "Uses another of isas(); for tests and measurements.");
+
+  py::class_<medseg::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
+  py::class_<medseg::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
+  m.def("eca_scratch", [](int dtype, const medseg::EcaShape& s) {
+    return active->eca_scratch(dtype, s);
+  });
+  m.def("eca_forward", eca_forward);
+  m.def("eca_backward", eca_backward);
+  m.def("triplet_scratch", [](int dtype, const medseg::TripletShape& s, bool backward) {
+    return active->triplet_scratch(dtype, s, backward);
+  });
+  m.def("triplet_forward", triplet_forward);
+  m.def("triplet_backward", triplet_backward);
+}

@@ -1,0 +1,32 @@
+"""medseg.kernels: fused attention ops, each with a PyTorch reference beside it.
+
+Installed as ``medseg.kernels``. Imported from a checkout as plain ``kernels``, it hands out the
+very same modules, so that no op is registered twice.
+"""
+
+import importlib
+import sys
+
+if __name__ != "medseg.kernels":
+    _real = importlib.import_module("medseg.kernels")
+    for _name, _module in list(sys.modules.items()):
+        if _name == "medseg.kernels" or _name.startswith("medseg.kernels."):
+            sys.modules[_name.removeprefix("medseg.")] = _module
+else:
+    # torch first: it loads the OpenMP runtime that the compiled kernels then share.
+    import torch  # noqa: F401
+
+    from ._backend import backend_report, use_backend
+    from .eca.op import eca_attention
+    from .eca.reference import eca_reference
+    from .triplet.op import triplet_attention
+    from .triplet.reference import triplet_reference
+
+    __all__ = [
+        "backend_report",
+        "eca_attention",
+        "eca_reference",
+        "triplet_attention",
+        "triplet_reference",
+        "use_backend",
+    ]

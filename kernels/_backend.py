@@ -1,0 +1,185 @@
+"""Which backend runs an op, and why the others cannot. One sentence serves error, skip and report."""
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Automatic order per op and device type, fastest first; the rows of bench/results earned it, and
+# where no GPU has been measured yet Triton leads, as the backend whose numbers are proved widest.
+ORDER = {
+    "eca": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
+    "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
+}
+
+# Process-wide and plain, so that torch.compile can read and guard it.
+_forced: str | None = os.environ.get("MEDSEG_BACKEND") or None
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Makes every op inside the block use backend ``name``; ``None`` or "auto" chooses per op.
+
+    An op's own ``backend=`` argument still wins; ``MEDSEG_BACKEND`` is the default outside any
+    block. The setting belongs to the process, not to the thread.
+
+    Raises:
+        ValueError: ``name`` is no backend.
+    """
+    global _forced
+    _known(name)
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(op: str, x: Tensor, backend: str | None) -> str:
+    """The backend that will run ``op`` on ``x``; a named one that cannot raises RuntimeError."""
+    return _resolve(op, backend or _forced, x.device.type, x.dtype)
+
+
+def _known(name: str | None) -> None:
+    if name not in (None, "auto", *BACKENDS):
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _resolve(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
+    _known(wanted)
+    if wanted in (None, "auto"):
+        for name in ORDER[op].get(device, ()):
+            if why_not(name, op, device, dtype) is None:
+                return name
+        return "reference"
+    reason = why_not(wanted, op, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
+    return wanted
+
+
+def why_not(
+    backend: str, op: str, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Why ``backend`` cannot run ``op`` on such a tensor, in one sentence; None if it can."""
+    if backend == "reference":
+        return None
+    if dtype is torch.float64 and backend != "cpu":
+        return f"{backend} computes in float32, so float64 goes through the reference"
+    return {"cpu": _why_not_cpu, "cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device)
+
+
+def backend_report(device: str | None = None) -> dict[str, dict[str, str | None]]:
+    """For every op, each backend and why it cannot run here (None: it can).
+
+    Args:
+        device: "cpu" or "cuda"; None takes "cuda" where PyTorch finds a GPU, else "cpu".
+
+    Returns:
+        ``{"eca": {"cpu": None, "triton": "triton needs a CUDA tensor, got cpu", ...}, ...}``.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return {op: {name: why_not(name, op, device) for name in BACKENDS} for op in ORDER}
+
+
+def _why_not_cpu(device: str) -> str | None:
+    if device != "cpu":
+        return f"cpu needs a CPU tensor, got {device}"
+    return compiled("_cpu")[1]
+
+
+def _why_not_cuda(device: str) -> str | None:
+    if device != "cuda":
+        return f"cuda needs a CUDA tensor, got {device}"
+    if torch.version.hip:
+        return "cuda needs an NVIDIA GPU, this PyTorch drives AMD ones"
+    if not torch.cuda.is_available():
+        return "cuda needs an NVIDIA GPU and its driver, PyTorch finds none"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"cuda needs compute capability 8.0, got {torch.cuda.get_device_capability()}"
+    return compiled("_cuda")[1]
+
+
+def _why_not_triton(device: str) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device != "cuda" and not (interpreted and device == "cpu"):
+        return f"triton needs a CUDA tensor (or TRITON_INTERPRET=1 and a CPU tensor), got {device}"
+    return _triton_missing()
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton is not installed ({error}); pip install 'triton>=3.5,<3.8'"
+    return None
+
+
+@functools.cache
+def compiled(name: str) -> tuple[ModuleType | None, str | None]:
+    """The compiled module ``_cpu`` or ``_cuda``, or None and the reason in one sentence."""
+    try:
+        return importlib.import_module(f".{name}", __package__), None
+    except ModuleNotFoundError:
+        return None, f"{name} was not built: {_build_note(name)}"
+    except ImportError as error:
+        return None, f"{name} is built but does not load: {error}"
+
+
+def _build_note(name: str) -> str:
+    """What setup.py wrote about the build."""
+    try:
+        notes = json.loads((Path(__file__).parent / "_build.json").read_text())
+    except (OSError, ValueError):
+        return "no build has run here; pip install -e . builds it"
+    return notes.get(name) or "the build left no reason; pip install -v -e . shows its output"
+
+
+def native(name: str) -> ModuleType:
+    """The compiled module; callers have asked `choose` first, so that it is there."""
+    module, reason = compiled(name)
+    if module is None:
+        raise RuntimeError(reason)
+    return module
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Sums and gates of half and float32 data are float32, of float64 data float64."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Dense with the channels innermost; a tensor that is dense both ways counts as NCHW."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def like_input(x: Tensor) -> Tensor:
+    """An uninitialised output: ``x``'s layout if that is dense NCHW or NHWC, else contiguous."""
+    if x.is_contiguous() or is_channels_last(x):
+        return torch.empty_like(x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def like_layout(x: Tensor, grad: Tensor) -> Tensor:
+    """``grad`` dense in the layout that ``like_input(x)`` has; a copy only where it is not."""
+    if is_channels_last(x):
+        return grad.contiguous(memory_format=torch.channels_last)
+    return grad.contiguous()
+
+
+def watched_by_forward_ad() -> bool:
+    """Whether a forward-mode level is open; fast ops carry no tangents, the reference does."""
+    return torch.autograd.forward_ad._current_level >= 0
