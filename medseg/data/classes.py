@@ -1,0 +1,102 @@
+"""Which mask value is which class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import UserError
+from .files import quote
+from .table import Sample
+
+MOST_FOUND = 32  # more values than this, without classes.json, are a photograph and not a mask
+MOST_CLASSES = 255  # a class index fits in a byte, and one byte value means "no class"
+
+
+def class_table(
+    root: Path, samples: list[Sample], found: list[list[int]], classes: int | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Mask values and names of class 0, 1, ...; every value found belongs to one.
+
+    Args:
+        root: folder that may hold classes.json.
+        samples: the pairs of the set.
+        found: the values that occur in the mask of each.
+        classes: how many there must be; None takes what is known.
+
+    Raises:
+        UserError: classes.json is not {value: name}, a mask has a value of no class, or the count differs.
+    """
+    if classes is not None and not 2 <= classes <= MOST_CLASSES:
+        raise UserError(f"--classes {classes} must be 2 to {MOST_CLASSES}, background included.", 2)
+    path = root / "classes.json"
+    named = _read_classes(path) if path.exists() else None
+    if named is None:
+        values = _values_found(samples, found, classes)
+        return values, ("background", *(f"class {value}" for value in values[1:]))
+    if classes not in (None, len(named)):
+        raise UserError(
+            f"--classes {classes} disagrees with {path}, which names {len(named)}: leave the flag out.",
+            code=2,
+        )
+    _refuse_unknown(path, named, samples, found)
+    return tuple(named), tuple(named.values())
+
+
+def _read_classes(path: Path) -> dict[int, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        named = {int(value): name for value, name in content.items()}
+    except (OSError, ValueError, AttributeError):
+        named = {}
+    if not all(0 <= value <= 65535 and isinstance(name, str) for value, name in named.items()):
+        named = {}
+    if not 2 <= len(named) <= MOST_CLASSES:
+        raise UserError(
+            f"{path} must map 2 to {MOST_CLASSES} mask values to class names, as in "
+            '{"0": "background", "255": "nucleus"}: correct it or remove it.',
+            code=3,
+        )
+    return dict(sorted(named.items()))
+
+
+def _refuse_unknown(
+    path: Path, named: dict[int, str], samples: list[Sample], found: list[list[int]]
+) -> None:
+    strange = [
+        (sample.mask, unknown)
+        for sample, values in zip(samples, found, strict=True)
+        if (unknown := [value for value in values if value not in named])
+    ]
+    if strange:
+        mask, unknown = strange[0]
+        others = f" (as {len(strange) - 1} other masks have)" if len(strange) > 1 else ""
+        raise UserError(
+            f"{mask} has {quote(unknown)} of no class{others}; {path} lists {quote(named)}: "
+            "correct the mask or add the class.",
+            code=3,
+        )
+
+
+def _values_found(
+    samples: list[Sample], found: list[list[int]], classes: int | None
+) -> tuple[int, ...]:
+    """The values that occur, or 0 .. classes - 1 where all lie in there."""
+    values = sorted({value for present in found for value in present})
+    masks = samples[0].mask.parent
+    if classes is None and len(values) > MOST_FOUND:
+        worst = max(zip(found, samples, strict=True), key=lambda pair: len(pair[0]))[1].mask
+        raise UserError(
+            f"{worst} and the other masks hold {len(values)} different values, which no label mask has: "
+            "save masks without compression loss (PNG), or name the values in classes.json.",
+            code=3,
+        )
+    if classes is None or len(values) == classes:
+        return tuple(values)
+    if values[-1] < classes:
+        return tuple(range(classes))
+    raise UserError(
+        f"--classes {classes} disagrees with the masks in {masks}, which hold {quote(values)}: "
+        "correct the flag, or name the values in classes.json.",
+        code=2,
+    )

@@ -1,0 +1,63 @@
+"""The samples of a table as squares for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .files import parallel, read_image, read_mask
+from .geometry import fit_image, fit_mask
+from .table import Sample, Table
+
+
+class SegmentationSet(Dataset[dict[str, Tensor | int]]):
+    """Image and mask of each sample, fitted into a square (``geometry`` says how).
+
+    An item is {"image": float32 (C, size, size) in 0..1, "mask": int64 (size, size), "index": int}.
+    The mask holds class indices, and -1 beside the image. ``index`` counts in ``samples``.
+    The fitted squares are kept in memory up to ``cache_bytes``, read once when the set is made, before
+    the loader forks its workers; what does not fit is read again each time.
+
+    Args:
+        table: gives the number of channels and the classes.
+        samples: the part of the table to serve, as ``table.part("train")``.
+        size: side of the square, in pixels.
+        cache_bytes: memory for kept squares; 0 keeps none.
+    """
+
+    def __init__(
+        self, table: Table, samples: Sequence[Sample], size: int, cache_bytes: int = 1 << 30
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.table = table
+        self.samples = list(samples)
+        self.size = size
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        if self.samples and cache_bytes > 0:
+            first = self._read(self.samples[0])
+            room = cache_bytes // (first[0].nbytes + first[1].nbytes)
+            self._kept = parallel(self._read, self.samples[:room])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        kept = index < len(self._kept)
+        pixels, mask = self._kept[index] if kept else self._read(self.samples[index])
+        image = np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
+        return {
+            "image": torch.from_numpy(image),
+            "mask": torch.from_numpy(mask.astype(np.int64)),
+            "index": index,
+        }
+
+    def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        """(C, size, size) in the file's depth, and (size, size) int16."""
+        image = fit_image(read_image(sample.image, self.table.channels), self.size)
+        mask = fit_mask(read_mask(sample.mask, self.table), self.size)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), mask

@@ -1,0 +1,162 @@
+"""Reading image and mask files, 8 and 16 bit kept; a file that cannot be used is refused by name."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from .table import Table
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_image(path: Path, channels: int | None = None) -> np.ndarray:
+    """Reads an image as (H, W, C), C = 1 or 3 (RGB), uint8 or uint16 as it is in the file.
+
+    Transparency is dropped; gray becomes RGB and back where ``channels`` asks for it.
+
+    Raises:
+        UserError: the file cannot be read, or its pixels are neither 8 nor 16 bit.
+    """
+    pixels = _decode(path)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"{path} has {pixels.dtype} pixels: save it with 8 or 16 bits a channel.", code=3
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.shape[2] >= 3:
+        pixels = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2RGB)
+    wanted = pixels.shape[2] if channels is None else channels
+    if wanted == 3 and pixels.shape[2] != 3:
+        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+    elif wanted == 1 and pixels.shape[2] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
+    return pixels
+
+
+def read_mask_values(path: Path) -> np.ndarray:
+    """Reads a mask as (H, W) uint8 or uint16 with the values of the file.
+
+    A palette file is taken only where index and gray level agree, so that both readings are one.
+
+    Raises:
+        UserError: the file cannot be read, has colours, a palette, or values that are not integers.
+    """
+    pixels = _decode(path)
+    if _is_palette(path):
+        return _palette_indices(path)
+    if pixels.ndim == 3:
+        raise UserError(
+            f"{path} is a colour mask with {pixels.shape[2]} channels: "
+            "save it as a one-channel file whose pixel value is the class.",
+            code=3,
+        )
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"{path} has {pixels.dtype} pixels: save it as a mask of 8 or 16 bit integers.", code=3
+        )
+    return pixels
+
+
+def read_mask(path: Path, table: Table) -> np.ndarray:
+    """Reads a mask as (H, W) uint8 class indices of ``table``, at the file's own resolution.
+
+    Raises:
+        UserError: as ``read_mask_values``, or a value belongs to no class.
+    """
+    values = read_mask_values(path)
+    lookup = _lookup(table.values)
+    mask = lookup[values] if values.dtype == np.uint16 else lookup[:256][values]
+    if mask.max(initial=0) == 255:
+        strange = sorted(set(present_values(values)) - set(table.values))
+        raise UserError(
+            f"{path} has {quote(strange)}, but the classes of {table.root} have "
+            f"{quote(table.values)}: correct the mask or classes.json.",
+            code=3,
+        )
+    return mask
+
+
+def present_values(values: np.ndarray) -> list[int]:
+    """The distinct values of a uint8 or uint16 array, ascending."""
+    return np.flatnonzero(np.bincount(values.ravel(), minlength=1)).tolist()
+
+
+def quote(values: Iterable[int], most: int = 8) -> str:
+    """ "the values 1, 2, 3": a list for a sentence, cut after ``most``."""
+    known = list(values)
+    text = ", ".join(map(str, known[:most])) + (", ..." if len(known) > most else "")
+    return f"the value{'s' if len(known) > 1 else ''} {text}"
+
+
+def parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """[work(item) for item in items] on a few threads: OpenCV releases the interpreter lock."""
+    _prepare_opencv()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))
+
+
+def _decode(path: Path) -> np.ndarray:
+    """The pixels as OpenCV has them (BGR). Bytes are read by numpy: any file name works."""
+    _prepare_opencv()
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
+        pixels = None
+    if pixels is None:
+        raise UserError(
+            f"{path} cannot be read as an image (missing, empty or damaged): "
+            "replace it or take it and its partner out.",
+            code=3,
+        )
+    return pixels
+
+
+@functools.cache
+def _prepare_opencv() -> None:
+    """No messages of its own beside our sentence, and no threads inside ours or in forked workers."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    cv2.setNumThreads(0)
+
+
+def _is_palette(path: Path) -> bool:
+    try:
+        with Image.open(path) as header:
+            return header.mode in ("P", "PA")
+    except (OSError, ValueError, Image.DecompressionBombError):  # OpenCV could read it: no palette
+        return False
+
+
+def _palette_indices(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        indices = np.asarray(picture if picture.mode == "P" else picture.getchannel(0))
+        colours = picture.getpalette("RGB") or []
+    used = present_values(indices)
+    if any(colours[3 * index : 3 * index + 3] != [index] * 3 for index in used):
+        raise UserError(
+            f"{path} is a palette mask whose indices and colours differ, so its classes can be read "
+            "in two ways: save it as a one-channel gray file whose pixel value is the class.",
+            code=3,
+        )
+    return indices
+
+
+@functools.lru_cache(maxsize=8)
+def _lookup(values: tuple[int, ...]) -> np.ndarray:
+    """Mask value -> class index; 255 marks a value of no class."""
+    table = np.full(65536, 255, np.uint8)
+    table[list(values)] = np.arange(len(values), dtype=np.uint8)
+    return table

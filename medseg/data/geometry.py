@@ -1,0 +1,92 @@
+"""The square a network sees and the way back: one definition, used in both directions.
+
+An image is scaled by one factor until its longer side is ``size`` and centred; the rest of the square
+is filled with the reflected image, and with ``IGNORE`` in the mask, so that no invented pixel is
+learned from or scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses import IGNORE
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where the image lies in the square."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def letterbox(height: int, width: int, size: int) -> Letterbox:
+    """Places an image of (height, width) in a square of ``size``, aspect ratio kept, centred."""
+    longer = max(height, width)
+    new_height = max(1, round(height * size / longer))
+    new_width = max(1, round(width * size / longer))
+    return Letterbox((size - new_height) // 2, (size - new_width) // 2, new_height, new_width)
+
+
+def fit_image(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, C) -> (size, size, C): area average where it shrinks, bilinear where it grows."""
+    box = letterbox(*image.shape[:2], size)
+    shrinks = box.height < image.shape[0] or box.width < image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    scaled = _resize(image, box, method)
+    square = cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_REFLECT)
+    return square.reshape(size, size, image.shape[2])
+
+
+def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
+    box = letterbox(*mask.shape, size)
+    scaled = _resize(mask, box, cv2.INTER_NEAREST_EXACT).astype(np.int16)
+    return cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_CONSTANT, value=(IGNORE,))
+
+
+def to_original(logits: Tensor, height: int, width: int) -> Tensor:
+    """Class probabilities at the resolution of the file: undoes the letterbox of ``SegmentationSet``.
+
+    The softmax is taken in the square, cut to the image, and scaled back bilinearly; ``argmax(0)``
+    gives the labels.
+
+    Args:
+        logits: output of the network for one image, (K, size, size), K >= 2.
+        height, width: of the image's file.
+
+    Returns:
+        float32 (K, height, width), summing to one over K.
+
+    Raises:
+        ValueError: ``logits`` is not (K, size, size).
+    """
+    if logits.ndim != 3 or logits.shape[1] != logits.shape[2]:
+        raise ValueError(f"logits must be (K, size, size), got {tuple(logits.shape)}")
+    box = letterbox(height, width, logits.shape[1])
+    cut = logits[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    probabilities = torch.softmax(cut.float(), 0)
+    if (box.height, box.width) == (height, width):
+        return probabilities
+    return F.interpolate(
+        probabilities[None], (height, width), mode="bilinear", align_corners=False
+    )[0]
+
+
+def _resize(pixels: np.ndarray, box: Letterbox, method: int) -> np.ndarray:
+    if pixels.shape[:2] == (box.height, box.width):
+        return pixels
+    return cv2.resize(pixels, (box.width, box.height), interpolation=method)
+
+
+def _margins(box: Letterbox, size: int) -> tuple[int, int, int, int]:
+    """top, bottom, left, right"""
+    return box.top, size - box.height - box.top, box.left, size - box.width - box.left
