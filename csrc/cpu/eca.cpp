@@ -3,9 +3,7 @@
 // NCHW: a thread walks its planes, pools plane c+p and scales plane c while that is still in cache:
 // one read and one write of memory. channels_last: the first gate needs the whole image, so the
 // image is read twice, the second time from the last-level cache where it fits.
-#include <omp.h>
-
-#include "simd.h"
+#include "team.h"
 
 namespace medseg {
 namespace MEDSEG_ISA {
@@ -84,7 +82,7 @@ MEDSEG_INLINE A along_channels(const A* values, const A* weight, int taps, bool 
 template <class Ahead, class Here>
 MEDSEG_INLINE void walk_planes(const EcaShape& s, Ahead ahead, Here here) {
   const int64_t total = s.n * s.c, p = s.taps / 2;
-  const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+  const int64_t thread = thread_number(), threads = thread_count();
   const int64_t begin = total * thread / threads, end = total * (thread + 1) / threads;
   int64_t next = begin;
   for (int64_t i = begin; i < end; ++i) {
@@ -158,15 +156,6 @@ MEDSEG_INLINE int64_t period_of(int64_t channels, int64_t lanes) {
   return channels / a * lanes;
 }
 
-// How the threads share the images of a batch: `group` images at once, `parts` threads an image.
-struct Team {
-  int64_t group, parts;
-  MEDSEG_INLINE Team(int64_t images, int64_t threads) {
-    group = smaller(images, threads);
-    parts = threads / group;
-  }
-};
-
 // line[j] += sum over the rows of p (times q), rows of `period` elements.
 template <bool kDot, class T>
 void add_rows(const T* p, const T* q, int64_t rows, int64_t period, Acc<T>* line) {
@@ -189,16 +178,16 @@ void add_rows(const T* p, const T* q, int64_t rows, int64_t period, Acc<T>* line
 
 // sums[c] = sum over pixels [begin, end) of p (times q); line is scratch of `period` elements.
 template <bool kDot, class T>
-void sum_pixels(const T* p, const T* q, const EcaShape& s, int64_t begin, int64_t end,
+void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels,
                 int64_t period, Acc<T>* line, double* sums) {
   const int64_t step = period / s.c, block = round_up(kPixelBlock, step);
   for (int64_t c = 0; c < s.c; ++c) sums[c] = 0;
-  for (int64_t pixel = begin; pixel < end; pixel += block) {
-    const int64_t rows = smaller(block, end - pixel) / step;
+  for (int64_t pixel = pixels.begin; pixel < pixels.end; pixel += block) {
+    const int64_t rows = smaller(block, pixels.end - pixel) / step;
     for (int64_t j = 0; j < period; ++j) line[j] = 0;
     add_rows<kDot>(p + pixel * s.c, q + pixel * s.c, rows, period, line);
     for (int64_t j = 0; j < period; ++j) sums[j % s.c] += line[j];
-    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, end) * s.c; ++i) {
+    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, pixels.end) * s.c; ++i) {
       Acc<T> v = load_part(p + i, 1)[0];
       if (kDot) v *= load_part(q + i, 1)[0];
       sums[i % s.c] += v;
@@ -208,11 +197,11 @@ void sum_pixels(const T* p, const T* q, const EcaShape& s, int64_t begin, int64_
 
 // out = p * factor + term, pixel by pixel; factor and term are lines of `period` elements.
 template <bool kTerm, class T>
-void scale_pixels(const T* p, const EcaShape& s, int64_t begin, int64_t end, int64_t period,
+void scale_pixels(const T* p, const EcaShape& s, Range pixels, int64_t period,
                   const Acc<T>* factor, const Acc<T>* term, T* out) {
   using A = Acc<T>;
   constexpr int64_t L = Lanes<A>::count;
-  const int64_t first = begin * s.c, last = end * s.c;
+  const int64_t first = pixels.begin * s.c, last = pixels.end * s.c;
   int64_t i = first;
   for (; i + period <= last; i += period) {
     for (int64_t j = 0; j < period; j += L) {
@@ -244,35 +233,25 @@ MEDSEG_INLINE Lines<A> lines_of(void* scratch, const EcaShape& s, int64_t thread
   return {reinterpret_cast<double*>(base), lines, lines + period_of(s.c, Lanes<A>::count)};
 }
 
-// Runs over the batch in groups: every thread sums its pixels, and after one barrier learns the
-// image's total, `totals(image, channel, sum)`, and scales. `lead` is true in one thread an image.
+// Every thread sums its pixels of an image, `sum(place, range, lines)`; when the threads of that
+// image are done it learns the totals and scales, `scale(place, range, total(channel), lines)`.
 template <class A, class Sum, class Scale>
 void walk_images(const EcaShape& s, void* scratch, Sum sum, Scale scale) {
 #pragma omp parallel num_threads(s.threads)
-  {
-    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    for (int64_t base = 0; base < s.n; base += Team(s.n - base, threads).group) {
-      const Team team(s.n - base, threads);
-      const int64_t slot = thread / team.parts, part = thread % team.parts;
-      const bool active = slot < team.group;
-      const int64_t begin = s.hw * part / team.parts, end = s.hw * (part + 1) / team.parts;
-      const Lines<A> mine = lines_of<A>(scratch, s, thread);
-      if (active) sum(base + slot, begin, end, mine);
-      if (team.parts > 1) {
-#pragma omp barrier
-      }
-      const auto total = [&](int64_t c) {
-        double value = 0;
-        for (int64_t i = 0; i < team.parts; ++i)
-          value += lines_of<A>(scratch, s, slot * team.parts + i).sums[c];
-        return value;
-      };
-      if (active) scale(base + slot, begin, end, part == 0, total, mine);
-      if (team.parts > 1) {
-#pragma omp barrier
-      }
-    }
-  }
+  for_each_image(s.n, [&](const Place& at) {
+    const Range pixels = at.of(s.hw);
+    const Lines<A> mine = lines_of<A>(scratch, s, thread_number());
+    if (at.active) sum(at, pixels, mine);
+    at.wait();
+    const auto total = [&](int64_t c) {
+      double value = 0;
+      for (int64_t i = 0; i < at.parts; ++i)
+        value += lines_of<A>(scratch, s, at.slot * at.parts + i).sums[c];
+      return value;
+    };
+    if (at.active) scale(at, pixels, total, mine);
+    at.wait();
+  });
 }
 
 template <class T>
@@ -285,21 +264,22 @@ void forward_pixels(const EcaForward& a) {
   const int64_t period = period_of(s.c, Lanes<A>::count);
   walk_images<A>(
       s, a.scratch,
-      [&](int64_t n, int64_t begin, int64_t end, Lines<A> mine) {
-        const T* image = x + n * s.stride_n;
-        sum_pixels<false>(image, image, s, begin, end, period, mine.factor, mine.sums);
+      [&](const Place& at, Range pixels, Lines<A> mine) {
+        const T* image = x + at.image * s.stride_n;
+        sum_pixels<false>(image, image, s, pixels, period, mine.factor, mine.sums);
       },
-      [&](int64_t n, int64_t begin, int64_t end, bool lead, auto total, Lines<A> mine) {
+      [&](const Place& at, Range pixels, auto total, Lines<A> mine) {
+        const int64_t n = at.image;
         for (int64_t c = 0; c < s.c; ++c) mine.term[c] = A(total(c) / s.hw);
         for (int64_t c = 0; c < s.c; ++c) {
           const A z = bias + along_channels(mine.term, weight, s.taps, false, c, s.c);
           mine.factor[c] = sigmoid_scalar(z);
-          if (!lead) continue;
+          if (at.part) continue;
           static_cast<A*>(a.pooled)[n * s.c + c] = mine.term[c];
           static_cast<A*>(a.gate)[n * s.c + c] = mine.factor[c];
         }
         for (int64_t j = s.c; j < period; ++j) mine.factor[j] = mine.factor[j - s.c];
-        scale_pixels<false>(x + n * s.stride_n, s, begin, end, period, mine.factor, mine.term,
+        scale_pixels<false>(x + n * s.stride_n, s, pixels, period, mine.factor, mine.term,
                             static_cast<T*>(a.out) + n * s.c * s.hw);
       });
 }
@@ -315,15 +295,17 @@ void backward_pixels(const EcaBackward& a, Acc<T>* dz) {
   const int64_t period = period_of(s.c, Lanes<A>::count);
   walk_images<A>(
       s, reinterpret_cast<char*>(a.scratch) + round_up(s.n * s.c * sizeof(A), 64),
-      [&](int64_t n, int64_t begin, int64_t end, Lines<A> mine) {
-        sum_pixels<true>(dy + n * s.c * s.hw, x + n * s.stride_n, s, begin, end, period,
+      [&](const Place& at, Range pixels, Lines<A> mine) {
+        const int64_t n = at.image;
+        sum_pixels<true>(dy + n * s.c * s.hw, x + n * s.stride_n, s, pixels, period,
                          mine.factor, mine.sums);
       },
-      [&](int64_t n, int64_t begin, int64_t end, bool lead, auto total, Lines<A> mine) {
+      [&](const Place& at, Range pixels, auto total, Lines<A> mine) {
+        const int64_t n = at.image;
         for (int64_t c = 0; c < s.c; ++c) {
           const A g = gates[n * s.c + c];
           mine.factor[c] = A(total(c)) * g * (1 - g);
-          if (lead) dz[n * s.c + c] = mine.factor[c];
+          if (at.part == 0) dz[n * s.c + c] = mine.factor[c];
         }
         if (!a.grad_x) return;
         for (int64_t c = 0; c < s.c; ++c)
@@ -331,7 +313,7 @@ void backward_pixels(const EcaBackward& a, Acc<T>* dz) {
         for (int64_t c = 0; c < s.c; ++c) mine.factor[c] = gates[n * s.c + c];
         for (int64_t j = s.c; j < period; ++j) mine.factor[j] = mine.factor[j - s.c];
         for (int64_t j = s.c; j < period; ++j) mine.term[j] = mine.term[j - s.c];
-        scale_pixels<true>(dy + n * s.c * s.hw, s, begin, end, period, mine.factor, mine.term,
+        scale_pixels<true>(dy + n * s.c * s.hw, s, pixels, period, mine.factor, mine.term,
                            static_cast<T*>(a.grad_x) + n * s.c * s.hw);
       });
 }

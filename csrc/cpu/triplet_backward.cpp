@@ -1,0 +1,453 @@
+// Triplet attention, backward, from (grad_out, x) and the kept planes.
+//
+// One read of grad_out and x gives the gradients of all gates; gates and their inputs are computed
+// again from the kept planes, which are small; one more read of grad_out and one write give grad_x:
+// grad_x = grad_out * (G0 + G1 + G2) + means' share + maximum's share where the maximum was.
+#include "triplet_planes.h"
+
+namespace medseg {
+namespace MEDSEG_ISA {
+namespace triplet {
+namespace {
+
+constexpr int kRows = kBytes == 64 ? 8 : 4;
+
+// Of every image, from the first pass to the second.
+template <class A>
+struct Kept {
+  A *u[3], *gate[3], *dv[3];  // flat planes; gate is divided by the number of gates
+};
+
+// Of one image in flight.
+template <class A>
+struct Flight {
+  using I = typename Lanes<A>::integer;
+  Plane plane[3], flat[3];
+  A *q[3], *du[3];             // origins of padded planes: maximum and mean; du
+  A *at_max[3], *at_all[3];    // flat: what the maximum, and every element of the line, receives
+  I* index[3];
+};
+
+struct Sums {  // over a piece of a plane
+  double dv, dv_uhat;
+};
+
+template <class A>
+struct Work {
+  A *taps[3], *flipped[3];
+  Sums* sums;          // (image, plane, thread)
+  double* grad_taps;   // (thread, plane, 2, k, k)
+  A* strips;           // plane 1 of threads that are not their image's first
+  Arena kept, flights;
+  int64_t kept_bytes, flight_bytes, bytes;
+};
+
+template <class A>
+Kept<A> take_kept(const TripletShape& s, Arena& arena) {
+  Kept<A> k;
+  for (int m = 0; m < 3; ++m) {
+    const int64_t size = Plane::of<A>(s, m, false).size();
+    k.u[m] = arena.take<A>(size);
+    k.gate[m] = arena.take<A>(size);
+    k.dv[m] = arena.take<A>(size);
+  }
+  return k;
+}
+
+template <class A>
+Flight<A> take_flight(const TripletShape& s, Arena& arena) {
+  Flight<A> f;
+  for (int m = 0; m < 3; ++m) {
+    f.plane[m] = Plane::of<A>(s, m, true);
+    f.flat[m] = Plane::of<A>(s, m, false);
+    f.q[m] = arena.take<A>(2 * f.plane[m].size()) + f.plane[m].origin();
+    f.du[m] = arena.take<A>(f.plane[m].size()) + f.plane[m].origin();
+    f.at_max[m] = arena.take<A>(f.flat[m].size());
+    f.at_all[m] = arena.take<A>(f.flat[m].size());
+    f.index[m] = arena.take<typename Lanes<A>::integer>(f.flat[m].size());
+  }
+  return f;
+}
+
+template <class A>
+Work<A> lay_out(const TripletShape& s, void* scratch) {
+  Arena arena{static_cast<char*>(scratch), 0};
+  Work<A> w;
+  const int64_t taps = 2 * s.taps * s.taps;
+  for (int m = 0; m < 3; ++m) {
+    w.taps[m] = arena.take<A>(taps);
+    w.flipped[m] = arena.take<A>(taps);
+  }
+  w.sums = arena.take<Sums>(s.n * 3 * s.threads);
+  w.grad_taps = arena.take<double>(s.threads * 3 * taps);
+  w.strips = arena.take<A>(s.threads * Plane::of<A>(s, 1, false).size());
+  Arena one{nullptr, 0};
+  take_kept<A>(s, one);
+  w.kept_bytes = one.used;
+  w.kept = arena;
+  arena.used += s.n * w.kept_bytes;
+  one.used = 0;
+  take_flight<A>(s, one);
+  w.flight_bytes = one.used;
+  w.flights = arena;
+  w.bytes = arena.used + smaller(s.n, s.threads) * w.flight_bytes;
+  return w;
+}
+
+// R rows of sum(grad_out * x) along all three axes; the shape of the forward's pool_rows.
+template <class T, int R>
+MEDSEG_INLINE void dot_rows(const TripletShape& s, const T* x, const T* dy, Acc<T>* line0,
+                            int64_t ld0, Acc<T>* line1, Acc<T>* line2, bool first) {
+  using A = Acc<T>;
+  constexpr int64_t L = Lanes<A>::count;
+  Vec<A> row[R] = {};
+  const auto column = [&](int64_t j, auto product) {
+    Vec<A> total{};
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<A> v = product(x + r * s.stride_1 + j, dy + r * s.a[2] + j);
+      A* p = line0 + r * ld0 + j;
+      write(p, read<Vec<A>>(p) + v);
+      total += v;
+      row[r] += v;
+    }
+    write(line1 + j, first ? total : read<Vec<A>>(line1 + j) + total);
+  };
+  int64_t j = 0;
+  for (; j + L <= s.a[2]; j += L) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(x + s.stride_0 + r * s.stride_1 + j);
+      __builtin_prefetch(dy + s.a[1] * s.a[2] + r * s.a[2] + j);
+    }
+    column(j, [](const T* p, const T* q) { return load(p) * load(q); });
+  }
+  if (j < s.a[2]) {
+    const int64_t count = s.a[2] - j;
+    column(j, [&](const T* p, const T* q) { return load_part(p, count) * load_part(q, count); });
+  }
+  for (int r = 0; r < R; ++r) line2[r] = sum_lanes<A>(row[r]);
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Pass 1 over one image: dv[m] receives the plain sums of grad_out * x.
+template <class T>
+void dot(const TripletShape& s, const T* x, const T* dy, const Kept<Acc<T>>& k, Acc<T>* strip,
+         Range rows) {
+  using A = Acc<T>;
+  const int64_t ld0 = Plane::of<A>(s, 0, false).ld, ld2 = Plane::of<A>(s, 2, false).ld;
+  const int64_t block = round_up(larger(1, 8192 / (ld0 * int64_t(sizeof(A)))), kRows);
+  for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
+    const int64_t end = smaller(begin + block, rows.end);
+    for (int64_t i = begin * ld0; i < end * ld0; ++i) k.dv[0][i] = 0;
+    for (int64_t a0 = 0; a0 < s.a[0]; ++a0) {
+      int64_t r = begin;
+      const auto step = [&](auto count) {
+        constexpr int R = decltype(count)::value;
+        for (; r + R <= end; r += R)
+          dot_rows<T, R>(s, x + a0 * s.stride_0 + r * s.stride_1, dy + (a0 * s.a[1] + r) * s.a[2],
+                         k.dv[0] + r * ld0, ld0, strip + a0 * ld0, k.dv[2] + a0 * ld2 + r,
+                         r == rows.begin);
+      };
+      step(Count<kRows>{});
+      step(Count<1>{});
+    }
+  }
+}
+
+// Kept planes back into padded ones, rows [rows.begin, rows.end).
+template <class A>
+void unpack(const Plane& p, const A* planes, Range rows, A* q) {
+  for (int which = 0; which < 2; ++which) {
+    const A* from = planes + which * p.rows * p.cols;
+    A* to = q + which * p.size();
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t j = 0; j < p.cols; ++j) to[r * p.ld + j] = from[r * p.cols + j];
+    clear_around(p, to, rows);
+  }
+}
+
+// grad_taps[p, i, t] += sum over rows of du[r, :] * q_p[r + i - k/2, : + t - k/2], at most 8 taps
+// of a row at once; floats are added over one row of the plane, rows in double.
+template <class A>
+void correlate(const Plane& p, const A* q, const A* du, int k, Range rows, double* grad_taps) {
+  constexpr int64_t L = Lanes<A>::count;
+  constexpr int kAtOnce = 8;
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    for (int pi = 0; pi < 2 * k; ++pi) {
+      const A* line = q + pi / k * p.size() + (r + pi % k - k / 2) * p.ld - k / 2;
+      for (int t0 = 0; t0 < k; t0 += kAtOnce) {
+        const int count = k - t0 < kAtOnce ? k - t0 : kAtOnce;
+        Vec<A> sum[kAtOnce] = {};
+        for (int64_t j = 0; j < p.cols; j += L) {
+          const Vec<A> d = load(du + r * p.ld + j);
+          if (count == 7) {
+#pragma GCC unroll 8
+            for (int t = 0; t < 7; ++t) sum[t] += d * load(line + t0 + t + j);
+          } else {
+#pragma GCC unroll 8
+            for (int t = 0; t < kAtOnce; ++t)
+              if (t < count) sum[t] += d * load(line + t0 + t + j);
+          }
+        }
+        for (int t = 0; t < count; ++t) grad_taps[pi * k + t0 + t] += sum_lanes<A>(sum[t]);
+      }
+    }
+  }
+}
+
+// Pass 2 over one image, indices [a0s.begin, a0s.end) of the outermost axis.
+template <class T>
+void spread(const TripletShape& s, const T* dy, const Kept<Acc<T>>& k, const Flight<Acc<T>>& f,
+            Range a0s, T* dx) {
+  using A = Acc<T>;
+  using I = IVec<A>;
+  constexpr int64_t L = Lanes<A>::count;
+  const int64_t ld0 = f.flat[0].ld, ld2 = f.flat[2].ld;
+  for (int64_t a0 = a0s.end; a0-- > a0s.begin;) {
+    for (int64_t a1 = 0; a1 < s.a[1]; ++a1) {
+      const int64_t row = (a0 * s.a[1] + a1) * s.a[2], r0 = a1 * ld0, r1 = a0 * ld0;
+      const int64_t i2 = a0 * ld2 + a1;
+      const A g2 = k.gate[2][i2], all2 = f.at_all[2][i2], max2 = f.at_max[2][i2];
+      const I at2 = ifill<A>(f.index[2][i2]);
+      const auto value = [&](int64_t j, Vec<A> d) {
+        const Vec<A> none{};
+        const Vec<A> g = read<Vec<A>>(k.gate[0] + r0 + j) + read<Vec<A>>(k.gate[1] + r1 + j) + g2;
+        Vec<A> v = read<Vec<A>>(f.at_all[0] + r0 + j) + read<Vec<A>>(f.at_all[1] + r1 + j) + all2;
+        v += read<I>(f.index[0] + r0 + j) == ifill<A>(a0) ? read<Vec<A>>(f.at_max[0] + r0 + j) : none;
+        v += read<I>(f.index[1] + r1 + j) == ifill<A>(a1) ? read<Vec<A>>(f.at_max[1] + r1 + j) : none;
+        v += lane_numbers<A>() + ifill<A>(j) == at2 ? fill(max2) : none;
+        return d * g + v;
+      };
+      int64_t j = 0;
+      for (; j + L <= s.a[2]; j += L) store(dx + row + j, value(j, load(dy + row + j)));
+      if (j < s.a[2]) {
+        const int64_t count = s.a[2] - j;
+        store_part(dx + row + j, value(j, load_part(dy + row + j, count)), count);
+      }
+    }
+  }
+}
+
+// The steps of one image; every step needs what all threads of the image did in the one before.
+template <class T>
+struct Steps {
+  using A = Acc<T>;
+  const TripletBackward& a;
+  const TripletShape& s = a.shape;
+  const Work<A> w = lay_out<A>(s, a.scratch);
+  const A share = A(1) / A(s.gates);
+  const int64_t volume = s.a[0] * s.a[1] * s.a[2];
+
+  Kept<A> kept(const Place& at) const {
+    Arena arena{w.kept.base, w.kept.used + at.image * w.kept_bytes};
+    return take_kept<A>(s, arena);
+  }
+  Flight<A> flight(const Place& at) const {
+    Arena arena{w.flights.base, w.flights.used + at.slot * w.flight_bytes};
+    return take_flight<A>(s, arena);
+  }
+  const T* grad(const Place& at) const {
+    return static_cast<const T*>(a.grad_out) + at.image * volume;
+  }
+  A* strip(const Place& at, int64_t part, const Kept<A>& k) const {
+    const int64_t thread = at.slot * at.parts + part;
+    return part ? w.strips + thread * Plane::of<A>(s, 1, false).size() : k.dv[1];
+  }
+  A stat(int which, int m) const {
+    return static_cast<const A*>(a.stats)[which * s.gates + s.gate[m]];
+  }
+  A gamma(int m) const { return static_cast<const A*>(a.bn_weight)[s.gate[m]]; }
+
+  void unpack_planes(const Place& at) const {
+    const Flight<A> f = flight(at);
+    int64_t offset = at.image * (s.a[1] * s.a[2] + s.a[0] * s.a[2] + s.a[0] * s.a[1]);
+    for (int m = 0; m < 3; ++m) {
+      const Plane& p = f.plane[m];
+      unpack(p, static_cast<const A*>(a.planes) + 2 * offset, at.of(p.rows), f.q[m]);
+      offset += p.rows * p.cols;
+    }
+  }
+  void dot_image(const Place& at) const {
+    const Kept<A> k = kept(at);
+    dot<T>(s, static_cast<const T*>(a.x) + at.image * s.stride_n, grad(at), k,
+           strip(at, at.part, k), at.of(s.a[1]));
+  }
+  // u and gates again; dv = dG * G * (1 - G) and its two sums.
+  void gate_gradients(const Place& at) const {
+    const Flight<A> f = flight(at);
+    const Kept<A> k = kept(at);
+    for (int m = 0; m < 3; ++m) {
+      const Range rows = at.of(f.flat[m].rows);
+      Sums& sums = w.sums[(at.image * 3 + m) * s.threads + at.part];
+      for (int64_t part = 1; m == 1 && part < at.parts; ++part)
+        for (int64_t i = rows.begin * f.flat[1].ld; i < rows.end * f.flat[1].ld; ++i)
+          k.dv[1][i] += strip(at, part, k)[i];
+      if (s.gate[m] < 0) {
+        for (int64_t i = rows.begin * f.flat[m].ld; i < rows.end * f.flat[m].ld; ++i)
+          k.gate[m][i] = 0;
+        continue;
+      }
+      convolve(f.plane[m], f.q[m], 2, w.taps[m], s.taps, rows, k.u[m], f.flat[m].ld);
+      for (int64_t r = rows.begin; r < rows.end; ++r) gate_row(k, f.flat[m], m, r, sums);
+    }
+  }
+  void gate_row(const Kept<A>& k, const Plane& flat, int m, int64_t r, Sums& sums) const {
+    constexpr int64_t L = Lanes<A>::count;
+    const A mean = stat(0, m), rstd = stat(2, m);
+    const A beta = static_cast<const A*>(a.bn_bias)[s.gate[m]];
+    Vec<A> dv_sum{}, dot_sum{};
+    for (int64_t j = 0; j < flat.cols; j += L) {
+      const int64_t i = r * flat.ld + j;
+      const IVec<A> here = lane_numbers<A>() < ifill<A>(flat.cols - j);
+      const Vec<A> uhat = (read<Vec<A>>(k.u[m] + i) - mean) * rstd;
+      const Vec<A> g = sigmoid<A>(uhat * gamma(m) + beta);
+      const Vec<A> dv = here ? read<Vec<A>>(k.dv[m] + i) * share * g * (A(1) - g) : Vec<A>{};
+      write(k.u[m] + i, uhat);
+      write(k.gate[m] + i, g * share);
+      write(k.dv[m] + i, dv);
+      dv_sum += dv;
+      dot_sum += here ? dv * uhat : Vec<A>{};
+    }
+    sums.dv += sum_lanes<A>(dv_sum);
+    sums.dv_uhat += sum_lanes<A>(dot_sum);
+  }
+  Sums total(int m) const {
+    Sums all{0, 0};
+    for (int64_t i = 0; i < s.n * s.threads; ++i) {
+      const Sums& one = w.sums[(i / s.threads * 3 + m) * s.threads + i % s.threads];
+      all.dv += one.dv;
+      all.dv_uhat += one.dv_uhat;
+    }
+    return all;
+  }
+  // Gradient of the convolution's output; in training through the batch statistics too.
+  void norm_gradients(const Place& at, const Sums totals[3]) const {
+    const Flight<A> f = flight(at);
+    const Kept<A> k = kept(at);
+    for (int m = 0; m < 3; ++m) {
+      if (s.gate[m] < 0) continue;
+      const Plane& flat = f.flat[m];
+      const double count = double(s.n) * double(flat.rows) * double(flat.cols);
+      const A mean_dv = s.training ? A(totals[m].dv / count) : A(0);
+      const A mean_dot = s.training ? A(totals[m].dv_uhat / count) : A(0);
+      const A scale = gamma(m) * stat(2, m);
+      const Range rows = at.of(flat.rows);
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        for (int64_t j = 0; j < flat.cols; ++j) {
+          const int64_t i = r * flat.ld + j;
+          f.du[m][r * f.plane[m].ld + j] =
+              scale * (k.dv[m][i] - mean_dv - k.u[m][i] * mean_dot);
+        }
+      }
+      clear_around(f.plane[m], f.du[m], rows);
+    }
+  }
+  // Gradients of the taps and of the pooled planes.
+  void plane_gradients(const Place& at) const {
+    const Flight<A> f = flight(at);
+    const int k2 = s.taps * s.taps;
+    int64_t offset = at.image * (s.a[1] * s.a[2] + s.a[0] * s.a[2] + s.a[0] * s.a[1]);
+    for (int m = 0; m < 3; ++m) {
+      const Plane &flat = f.flat[m], &p = f.plane[m];
+      const Range rows = at.of(flat.rows);
+      if (s.gate[m] < 0) {
+        for (int64_t i = rows.begin * flat.ld; i < rows.end * flat.ld; ++i)
+          f.at_max[m][i] = f.at_all[m][i] = 0;
+      } else {
+        correlate(p, f.q[m], f.du[m], s.taps, rows,
+                  w.grad_taps + (thread_number() * 3 + m) * 2 * k2);
+        convolve(p, f.du[m], 1, w.flipped[m], s.taps, rows, f.at_max[m], flat.ld);
+        convolve(p, f.du[m], 1, w.flipped[m] + k2, s.taps, rows, f.at_all[m], flat.ld);
+        const A scale = A(1) / A(s.a[m]);
+        for (int64_t i = rows.begin * flat.ld; i < rows.end * flat.ld; ++i) f.at_all[m][i] *= scale;
+      }
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        for (int64_t j = 0; j < flat.cols; ++j) {
+          const int64_t i = offset + r * flat.cols + j;
+          f.index[m][r * flat.ld + j] = a.index_bytes == 2 ? static_cast<const int16_t*>(a.index)[i]
+                                                           : static_cast<const int32_t*>(a.index)[i];
+        }
+      }
+      offset += flat.rows * flat.cols;
+    }
+  }
+  void spread_image(const Place& at) const {
+    spread<T>(s, grad(at), kept(at), flight(at), at.of(s.a[0]),
+              static_cast<T*>(a.grad_x) + at.image * volume);
+  }
+  // The parameters' gradients, back in the order of the gates.
+  void collect(const Sums totals[3]) const {
+    const int k = s.taps, size = 2 * k * k;
+    for (int m = 0; m < 3; ++m) {
+      if (s.gate[m] < 0) continue;
+      A* to = static_cast<A*>(a.grad_conv_weight) + s.gate[m] * size;
+      for (int i = 0; i < size; ++i) {
+        double sum = 0;
+        for (int64_t t = 0; t < s.threads; ++t) sum += w.grad_taps[(t * 3 + m) * size + i];
+        const int p = i / (k * k), r = i / k % k, c = i % k;
+        to[s.turned[m] ? (p * k + c) * k + r : i] = A(sum);
+      }
+      static_cast<A*>(a.grad_bn_weight)[s.gate[m]] = A(totals[m].dv_uhat);
+      static_cast<A*>(a.grad_bn_bias)[s.gate[m]] = A(totals[m].dv);
+    }
+  }
+};
+
+template <class T>
+void backward(const TripletBackward& a) {
+  using A = Acc<T>;
+  const Steps<T> steps{a};
+  const TripletShape& s = a.shape;
+  for (int m = 0; m < 3; ++m) {
+    if (s.gate[m] < 0) continue;
+    arrange_taps(s, static_cast<const A*>(a.conv_weight), m, false, steps.w.taps[m]);
+    arrange_taps(s, static_cast<const A*>(a.conv_weight), m, true, steps.w.flipped[m]);
+  }
+  for (int64_t i = 0; i < s.n * 3 * s.threads; ++i) steps.w.sums[i] = {0, 0};
+  for (int64_t i = 0; i < s.threads * 6 * s.taps * s.taps; ++i) steps.w.grad_taps[i] = 0;
+  Sums totals[3];
+
+#pragma omp parallel num_threads(s.threads)
+  {
+    for_each_image(s.n, [&](const Place& at) {
+      if (at.active) steps.unpack_planes(at);
+      if (at.active) steps.dot_image(at);
+      at.wait();
+      if (at.active) steps.gate_gradients(at);
+      at.wait();
+    });
+#pragma omp barrier
+#pragma omp single
+    for (int m = 0; m < 3; ++m) totals[m] = steps.total(m);
+    for_each_image(s.n, [&](const Place& at) {
+      if (at.active) steps.unpack_planes(at);
+      if (at.active) steps.norm_gradients(at, totals);
+      at.wait();
+      if (at.active) steps.plane_gradients(at);
+      at.wait();
+      if (at.active) steps.spread_image(at);
+      at.wait();
+    });
+  }
+  steps.collect(totals);
+}
+
+}  // namespace
+}  // namespace triplet
+
+void triplet_backward(int dtype, const TripletBackward& a) {
+  MEDSEG_DISPATCH(dtype, triplet::backward, a)
+}
+
+int64_t triplet_backward_scratch(int dtype, const TripletShape& s) {
+  return dtype == kFloat64 ? triplet::lay_out<double>(s, nullptr).bytes
+                           : triplet::lay_out<float>(s, nullptr).bytes;
+}
+
+}  // namespace MEDSEG_ISA
+}  // namespace medseg
