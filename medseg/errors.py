@@ -1,7 +1,7 @@
 """The one error a person at the command line is meant to read."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the caller can mend: one sentence that names the flag or file, what came, and the remedy.
 
     Args:

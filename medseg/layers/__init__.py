@@ -1,0 +1,6 @@
+"""Attention blocks as modules: parameters and initialisation around the fused functions."""
+
+from .eca import ECA
+from .triplet import TripletAttention
+
+__all__ = ["ECA", "TripletAttention"]

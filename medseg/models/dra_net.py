@@ -1,0 +1,236 @@
+"""DRA-Net: a five-level U-Net with channel attention going down and triplet attention coming up.
+
+Paper: Wang et al., "DRA-Net: Improved U-net white blood cell segmentation network based on
+residual dual attention", Digital Signal Processing, 2025, doi:10.1016/j.dsp.2025.105301.
+Code of the authors: https://github.com/W-JFenf/DRA-Net (MIT); this file was written from a
+description of it and agrees with its outputs, gradients and running statistics.
+
+By default it computes what the authors' code does, which differs from their figure: one ECA of
+three taps and with a bias serves all levels and the logits (figure: the adaptive rule, five taps),
+and the top of the decoder has no triplet attention. Options build the figure's network. Not carried
+over: the parameters of that unused top attention; images whose axes are confused by a reshape, and
+division by 256 instead of 255 (`input_layout` and `input_divisor` bring both back, for weights that
+were trained so).
+"""
+
+import re
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medseg.errors import UserError
+from medseg.layers import ECA, TripletAttention
+
+from .registry import register
+from .shapes import check_image
+
+# Names in the authors' files → names here; {0} {1} are the groups of the pattern.
+_ORIGINAL = (
+    (r"conv([1-5])\.conv\.([0134])", lambda m: f"enc{m[1]}.dconv.{_DOUBLE[m[2]]}"),
+    (r"w([1-5])", lambda m: f"enc{m[1]}.proj"),
+    (r"ecaa1\.conv", lambda m: "eca.conv"),
+    (r"up([6-9])\.tranconv\.([01])", lambda m: f"dec{_dec(m[1])}.up.{('deconv', 'bn')[int(m[2])]}"),
+    (r"conv([6-9])\.conv\.([0134])", lambda m: f"dec{_dec(m[1])}.dconv.{_DOUBLE[m[2]]}"),
+    (r"tr([6-9])\.ChannelGateH\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_h"),
+    (r"tr([6-9])\.ChannelGateW\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_w"),
+    (r"tr([6-9])\.SpatialGate\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_c"),
+    (r"conv10", lambda m: "head"),
+)
+_DOUBLE = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+
+
+@register("dra_net")
+@register("dra_net_s", width=16)
+class DRANet(nn.Module):
+    """DRA-Net (dra_net; dra_net_s is a quarter as wide).
+
+    Args:
+        in_channels: channels of the image.
+        classes: channels of the logits.
+        width: channels of the first level; each deeper one has twice as many.
+        eca_kernel: taps of the channel attention, or "adaptive" for the paper's rule per level.
+        eca_shared: one ECA for all levels and the logits; False gives each its own.
+        gate_logits: whether the logits pass through ECA too.
+        top_attention: triplet attention at the top of the decoder as well, as in the figure.
+        input_layout: "nchw", or "reshape" for weights trained by the authors' script, which saw
+            images whose (H, W, C) was reshaped, not transposed, to (C, H, W).
+        input_divisor: 255 takes images as they come, in 0..1; 256 scales them by 255/256, as that
+            script trained.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    size_multiple = 16
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        classes: int = 1,
+        width: int = 64,
+        eca_kernel: int | Literal["adaptive"] = 3,
+        eca_shared: bool = True,
+        gate_logits: bool = True,
+        top_attention: bool = False,
+        input_layout: Literal["nchw", "reshape"] = "nchw",
+        input_divisor: int = 255,
+    ) -> None:
+        super().__init__()
+        _check_options(width, eca_kernel, eca_shared, input_layout, input_divisor)
+        self.in_channels, self.classes = in_channels, classes
+        self.gate_logits = gate_logits
+        self.input_layout, self.input_divisor = input_layout, input_divisor
+        widths = [width << level for level in range(5)]
+        self.enc1 = Encoder(in_channels, widths[0])
+        self.enc2 = Encoder(widths[0], widths[1])
+        self.enc3 = Encoder(widths[1], widths[2])
+        self.enc4 = Encoder(widths[2], widths[3])
+        self.enc5 = Encoder(widths[3], widths[4])
+        self.dropout = nn.Dropout2d(0.5)
+        self.dec4 = Decoder(widths[4], widths[3])
+        self.dec3 = Decoder(widths[3], widths[2])
+        self.dec2 = Decoder(widths[2], widths[1])
+        self.dec1 = Decoder(widths[1], widths[0], attention=top_attention)
+        self.head = nn.Conv2d(widths[0], classes, 1)
+        kernel = None if eca_kernel == "adaptive" else eca_kernel
+        if eca_shared:
+            self.eca = ECA(kernel_size=kernel, bias=True)
+        else:
+            gated = [*widths, classes] if gate_logits else widths
+            self.eca = nn.ModuleList(ECA(channels, kernel, bias=True) for channels in gated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, in_channels, H, W), H and W multiples of 16; returns logits (N, classes, H, W)."""
+        check_image(x, self.in_channels, self.size_multiple)
+        c1 = self.enc1(self._as_trained(x))
+        c2 = self.enc2(F.max_pool2d(self._gate(c1, 0), 2))
+        c3 = self.enc3(F.max_pool2d(self._gate(c2, 1), 2))
+        c4 = self.enc4(F.max_pool2d(self._gate(c3, 2), 2))
+        c5 = self.enc5(F.max_pool2d(self.dropout(self._gate(c4, 3)), 2))
+        y = self.dropout(self._gate(c5, 4))
+        y = self.dec4(y, c4)
+        y = self.dec3(y, c3)
+        y = self.dec2(y, c2)
+        y = self.dec1(y, c1)
+        logits = self.head(y)
+        return self._gate(logits, 5) if self.gate_logits else logits
+
+    def _gate(self, x: Tensor, level: int) -> Tensor:
+        return self.eca(x) if isinstance(self.eca, ECA) else self.eca[level](x)
+
+    def _as_trained(self, x: Tensor) -> Tensor:
+        if self.input_layout == "reshape":
+            x = x.permute(0, 2, 3, 1).reshape(x.shape)
+        return x if self.input_divisor == 255 else x * (255 / self.input_divisor)
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gives a file of the authors' code the names of this module; leaves any other as it is."""
+        if "ecaa1.conv.weight" not in state or "up6.tranconv.0.weight" not in state:
+            return state
+        named = {_translate(key): value for key, value in state.items()}
+        if self.dec1.attn is None:
+            named = {k: v for k, v in named.items() if not k.startswith("dec1.attn.")}
+        return named
+
+    @staticmethod
+    def made_with(state: dict[str, Tensor]) -> dict[str, int]:
+        """What the network of a state dict was built with, as far as its shapes tell."""
+        first, head = state.get("enc1.proj.weight"), state.get("head.weight")
+        if first is None or head is None or first.dim() != 4 or head.dim() != 4:
+            return {}
+        return {
+            "in_channels": first.shape[1],
+            "classes": head.shape[0],
+            "width": first.shape[0],
+        }
+
+
+class Encoder(nn.Module):
+    """One level down: a double convolution plus a 1x1 projection of its input."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.dconv = DoubleConv(channels_in, channels)
+        self.proj = nn.Conv2d(channels_in, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, channels_in, H, W); returns (N, channels, H, W), of either sign."""
+        return self.dconv(x) + self.proj(x)
+
+
+class Decoder(nn.Module):
+    """One level up: upsampled and skipped maps through a double convolution, then attention."""
+
+    def __init__(self, channels_in: int, channels: int, attention: bool = True) -> None:
+        super().__init__()
+        self.up = Up(channels_in, channels)
+        self.dconv = DoubleConv(2 * channels, channels)
+        self.attn = TripletAttention() if attention else None
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x: (N, channels_in, H, W), skip: (N, channels, 2H, 2W); returns the shape of skip."""
+        y = self.dconv(torch.cat((self.up(x), skip), 1))
+        return y if self.attn is None else self.attn(y)
+
+
+class Up(nn.Module):
+    """Doubles height and width: transposed convolution, batch norm, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(channels_in, channels, 2, stride=2)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, channels_in, H, W); returns (N, channels, 2H, 2W)."""
+        return F.relu(self.bn(self.deconv(x)), inplace=True)
+
+
+class DoubleConv(nn.Module):
+    """Twice: 3x3 convolution with bias, batch norm, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, channels_in, H, W); returns (N, channels, H, W)."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+
+
+def _check_options(
+    width: int, eca_kernel: int | str, eca_shared: bool, input_layout: str, input_divisor: int
+) -> None:
+    if not isinstance(width, int) or width < 1:
+        raise UserError(f"width must be a whole number of at least 1, got {width!r}")
+    odd = isinstance(eca_kernel, int) and eca_kernel > 0 and eca_kernel % 2 == 1
+    if not odd and eca_kernel != "adaptive":
+        raise UserError(f"eca_kernel must be an odd number or 'adaptive', got {eca_kernel!r}")
+    if eca_kernel == "adaptive" and eca_shared:
+        raise UserError(
+            "eca_kernel='adaptive' gives each level its own taps, so add eca_shared=False"
+        )
+    if input_layout not in ("nchw", "reshape"):
+        raise UserError(f"input_layout must be 'nchw' or 'reshape', got {input_layout!r}")
+    if input_divisor not in (255, 256):
+        raise UserError(f"input_divisor must be 255 or 256, got {input_divisor!r}")
+
+
+def _dec(number: str) -> int:
+    """The authors number their decoder levels 6 to 9 from the deepest, which is dec4 here."""
+    return 10 - int(number)
+
+
+def _translate(key: str) -> str:
+    path, _, leaf = key.rpartition(".")
+    for pattern, name in _ORIGINAL:
+        found = re.match(pattern + r"(?=\.|$)", path)
+        if found:
+            return f"{name(found)}{path[found.end() :]}.{leaf}"
+    return key

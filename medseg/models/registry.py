@@ -1,0 +1,85 @@
+"""Names of networks, and what each is built from."""
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from medseg.errors import UserError
+
+from .weights import load_weights
+
+_Class = TypeVar("_Class", bound=type[nn.Module])
+_REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+
+
+def register(name: str, **preset: Any) -> Callable[[_Class], _Class]:
+    """Class decorator: makes ``create_model(name)`` build the class, with ``preset`` as options.
+
+    The class takes ``in_channels`` and ``classes``, keeps them as attributes, and says in
+    ``size_multiple`` what height and width must be multiples of.
+    """
+
+    def enter(cls: _Class) -> _Class:
+        if name in _REGISTRY:
+            raise ValueError(f"a network named {name!r} is registered already")
+        _REGISTRY[name] = (cls, preset)
+        return cls
+
+    return enter
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names that match a shell-style ``pattern``, sorted."""
+    return sorted(fnmatch.filter(_REGISTRY, pattern))
+
+
+def create_model(
+    name: str,
+    in_channels: int = 3,
+    classes: int = 1,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Builds a network by name.
+
+    Args:
+        name: one of ``list_models()``.
+        in_channels: channels of the image, at least 1.
+        classes: channels of the logits, background included, at least 1.
+        weights: None, or a .safetensors or .pth file for the same network, classes and channels;
+            names of the original authors' files are translated.
+        **options: of the network; its class documents them.
+
+    Returns:
+        The network in training mode; (N, in_channels, H, W) to logits (N, classes, H, W).
+
+    Raises:
+        UserError: name, option, number or weights do not fit; the message says what would.
+    """
+    if name not in _REGISTRY:
+        known = list_models()
+        hint = _did_you_mean(name, known)
+        raise UserError(f"model {name!r} is unknown{hint}; known: {', '.join(known)}")
+    cls, preset = _REGISTRY[name]
+    known = [p for p in inspect.signature(cls).parameters if p not in ("in_channels", "classes")]
+    for option in options:
+        if option not in known:
+            hint = _did_you_mean(option, known)
+            raise UserError(f"{name} has no option {option!r}{hint}; it has {', '.join(known)}")
+    for key, count in (("in_channels", in_channels), ("classes", classes)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f"{key} must be a whole number of at least 1, got {count!r}")
+    model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _did_you_mean(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
