@@ -1,0 +1,47 @@
+"""`medseg VERB ...`: the commands of the package, each also `python -m medseg.VERB`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .config import did_you_mean
+from .startup import enable_huge_pages
+
+VERBS = {"train": "train a network on a folder of images and masks, and write a report"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the verb that comes first.
+
+    Args:
+        argv: verb and flags; None takes those of the process.
+
+    Returns:
+        The verb's exit code; 2 for an unknown verb.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"medseg {version('medseg')}")
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        hint = did_you_mean(verb, VERBS)
+        print(
+            f"error: medseg {verb}: unknown command{hint}; medseg --help lists them.",
+            file=sys.stderr,
+        )
+        return 2
+    enable_huge_pages()
+    return importlib.import_module(f".{verb}", __package__).main(words[1:])
+
+
+def _usage() -> str:
+    lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        ["usage: medseg COMMAND [flags]", "", *lines, "", "medseg COMMAND --help lists its flags."]
+    )

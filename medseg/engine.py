@@ -1,0 +1,270 @@
+"""One network in training: its epochs, its scores at original resolution, its state."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, DistributedSampler
+
+from .config import TrainConfig
+from .data import SegmentationSet, Table, build_augmentation, read_mask, to_original
+from .errors import UserError
+from .losses import build_loss
+from .metrics import image_scores
+
+_WARM_UP = 0.05  # of all steps
+_FLOOR = 0.01  # of the peak learning rate, at the end
+_LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The Dice of one image in class 1, 2, ...; None where neither mask nor prediction has it."""
+
+    image: str
+    dice: list[float | None]
+
+
+@dataclass
+class Engine:
+    """Trains and scores one network.
+
+    Args:
+        config: the settings.
+        table: the checked data set.
+        fabric: launched; decides device, precision and processes.
+        network: made by `create_model`, with its first weights.
+    """
+
+    config: TrainConfig
+    table: Table
+    fabric: Fabric
+    network: nn.Module
+    epoch: int = 0  # finished ones
+    best: float = -1.0
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Puts the network on its device and opens the two parts of the data."""
+        config = self.config
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr)
+        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.loss = build_loss(config.loss, len(self.table.names))
+        self.augment = build_augmentation(config.size) if config.augment else None
+        self.train_set = SegmentationSet(self.table, self.table.part("train"), config.size)
+        self.val_set = SegmentationSet(self.table, self.table.part("val"), config.size)
+        self._sampler = DistributedSampler(
+            self.train_set,
+            num_replicas=self.fabric.world_size,
+            rank=self.fabric.global_rank,
+            seed=config.seed,
+        )
+        workers = worker_count(config.workers, self.fabric.device)
+        self._loader = self.fabric.setup_dataloaders(
+            DataLoader(
+                self.train_set,
+                batch_size=config.batch,
+                sampler=self._sampler,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=self.fabric.device.type == "cuda",
+                drop_last=len(self._sampler) >= config.batch,
+                generator=torch.Generator().manual_seed(config.seed),
+            ),
+            use_distributed_sampler=False,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self._loader)
+
+    def train_epoch(self, tick: Callable[[int], None] = lambda step: None) -> dict[str, float]:
+        """Goes once through the training part; returns mean loss, learning rate and seconds.
+
+        The numbers drawn depend on seed, epoch and process alone, so a resumed run draws the same.
+
+        Raises:
+            UserError: the loss is no longer a finite number.
+        """
+        start, number = time.perf_counter(), self.epoch + 1
+        torch.manual_seed((self.config.seed * 1009 + number) * 1009 + self.fabric.global_rank)
+        self._sampler.set_epoch(number)
+        self.model.train()
+        losses: list[Tensor] = []
+        rate = 0.0
+        for step, batch in enumerate(self._loader, 1):
+            rate = self._set_rate((number - 1) * self.steps + step)
+            losses.append(self._step(batch["image"], batch["mask"]))
+            if step % _LOOK_EVERY == 0 or step == self.steps:
+                self._check_finite(losses, number)
+            tick(step)
+        mean: Any = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
+        self.epoch = number
+        return {"loss": mean.item(), "lr": rate, "seconds": time.perf_counter() - start}
+
+    def _step(self, image: Tensor, mask: Tensor) -> Tensor:
+        if self.augment is not None:
+            image, mask = self.augment(image, mask)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.model(image), mask)
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=1.0, error_if_nonfinite=False
+        )
+        self.optimizer.step()
+        return loss.detach()
+
+    def _set_rate(self, step: int) -> float:
+        rate = learning_rate(self.config.lr, step, self.config.epochs * self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
+        fine = torch.isfinite(torch.stack(losses))
+        if bool(fine.all()):
+            return
+        step = int((~fine).nonzero()[0]) + 1
+        half = self.config.precision != "fp32"
+        other = f", or --precision fp32 instead of {self.config.precision}" if half else ""
+        raise UserError(
+            f"The loss became {float(losses[step - 1])} in epoch {epoch}, step {step} of "
+            f"{self.steps}: take a smaller --lr than {self.config.lr:g}{other}.",
+            code=3,
+        )
+
+    def score(self) -> tuple[list[Scored], float]:
+        """Scores the val part, each image at its original size; every process does its share.
+
+        Returns:
+            The scores in the order of the table, the same in every process, and the mean loss.
+        """
+        share: list[tuple[int, Scored, float]] = []
+        mine = range(self.fabric.global_rank, len(self.val_set), self.fabric.world_size)
+        for index, logits, target in self._logits(mine):
+            loss = float(self.loss(logits[None], target[None]))
+            sample = self.val_set.samples[index]
+            mask = read_mask(sample.mask, self.table)
+            dice = image_scores(labels_at(logits, mask.shape), mask, len(self.table.names))
+            share.append((index, Scored(sample.image.name, dice), loss))
+        rows = sorted((row for part in self._gather(share) for row in part), key=lambda row: row[0])
+        return [row[1] for row in rows], float(np.mean([row[2] for row in rows]))
+
+    def predict(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns the predicted class of every pixel of images of the val part."""
+        shapes = [read_mask(self.val_set.samples[i].mask, self.table).shape for i in indices]
+        return [
+            labels_at(logits, shape)
+            for (_, logits, _), shape in zip(self._logits(indices), shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _logits(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields (index, logits (K, size, size), target (size, size)) of images of the val part."""
+        network = self.model.module  # without DDP: processes may have different numbers of images
+        network.eval()
+        for start in range(0, len(indices), self.config.batch):
+            chosen = indices[start : start + self.config.batch]
+            items: list[Any] = [self.val_set[i] for i in chosen]
+            images = torch.stack([item["image"] for item in items]).to(self.fabric.device)
+            with self.fabric.autocast():
+                logits = network(images).float()
+            for index, item, one in zip(chosen, items, logits, strict=True):
+                yield index, one, item["mask"].to(one.device)
+
+    def keep_if_best(self, dice: float) -> bool:
+        """Keeps a copy of the weights if their score is the best so far."""
+        if self.best_weights and not dice > self.best:
+            return False
+        self.best, self.best_epoch = dice, self.epoch
+        weights = self.network.state_dict()
+        self.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        return True
+
+    def use_best(self) -> None:
+        """Puts the best weights into the network."""
+        self.network.load_state_dict(self.best_weights)
+
+    def _gather(self, share: Any) -> list[Any]:
+        if self.fabric.world_size == 1:
+            return [share]
+        shares: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(shares, share)
+        return shares
+
+    def state(self) -> dict[str, Any]:
+        """Returns what `load_state` needs to go on: tensors, numbers and text only."""
+        return {
+            "epoch": self.epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "history": self.history,
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any], best_weights: dict[str, Tensor]) -> None:
+        """Goes back to a state, and to the best weights until then.
+
+        Raises:
+            UserError: the state is of another network.
+        """
+        try:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"--resume: the saved run has another network ({reason}).") from None
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.epoch, self.history = state["epoch"], list(state["history"])
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.best_weights = best_weights
+
+
+def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the class of every pixel, (H, W) uint8, at the size of the file."""
+    return to_original(logits, *shape).argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def learning_rate(peak: float, step: int, total: int) -> float:
+    """The rate of step 1..total: a linear warm-up, then half a cosine down to 1 % of the peak."""
+    warm = max(1, round(_WARM_UP * total))
+    if step <= warm:
+        return peak * step / warm
+    done = (step - warm) / max(1, total - warm)
+    return peak * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def worker_count(wanted: int | None, device: torch.device) -> int:
+    """Processes that read images: none beside a CPU that trains, else up to four."""
+    if wanted is not None:
+        return wanted
+    return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
+
+
+class OpWatch(TorchDispatchMode):
+    """Counts the fused ops that really ran inside the block: {"eca": {"cpu": 6}}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, dict[str, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "medseg":
+            backend = next((a for a in args if isinstance(a, str)), "fused")
+            counts = self.seen.setdefault(name, {})
+            counts[backend] = counts.get(backend, 0) + 1
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,16 @@
+"""The page at the end of a run: one file that opens anywhere, with no request to anybody."""
+
+from .figures import curves_file
+from .outlines import Picture, best_and_worst
+from .page import Report, render
+from .scores import ScoreLine, score_lines
+
+__all__ = [
+    "Picture",
+    "Report",
+    "ScoreLine",
+    "best_and_worst",
+    "curves_file",
+    "render",
+    "score_lines",
+]

@@ -1,0 +1,186 @@
+"""The folder of a run: what lies in it, written so that a file is there whole or not at all."""
+
+import contextlib
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+_LIBRARIES = ("torch", "triton", "numpy", "opencv-python", "lightning-fabric", "monai", "kornia")
+_WORTH_KNOWING = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MEDSEG_BACKEND", "TRITON_INTERPRET")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it takes the name of `path` when the block ends."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """One run's files.
+
+    Args:
+        path: an existing folder; `create_run` makes a new one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes a text file, whole or not at all."""
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        with atomic(target) as beside:
+            beside.write_text(text, encoding="utf-8")
+        return target
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes a JSON file."""
+        return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        """Writes a CSV file; the keys of the first row are its columns, None an empty cell."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+        return self.write_text(name, out.getvalue())
+
+    def write_checkpoint(self, name: str, state: dict[str, Any]) -> Path:
+        """Writes a training state of tensors and plain values, for `read_checkpoint`."""
+        target = self.path / name
+        with atomic(target) as beside:
+            torch.save(state, beside)
+        return target
+
+    def write_weights(
+        self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    ) -> Path:
+        """Writes weights as safetensors; metadata values that are no text are written as JSON."""
+        from safetensors.torch import save
+
+        plain = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+        target = self.path / name
+        dense = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        with atomic(target) as beside:
+            beside.write_bytes(save(dense, metadata=plain))
+        return target
+
+    def remove(self) -> None:
+        """Removes the folder and what is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def create_run(out: str, name: str | None, words: Iterable[str]) -> RunFolder:
+    """Makes a new run folder.
+
+    Args:
+        out: folder for run folders; made if missing.
+        name: name to take; None joins `words` and the time.
+        words: what the name is made of.
+
+    Raises:
+        UserError: the folder is there already, or cannot be made.
+    """
+    stem = "-".join([re.sub(r"[^\w.+]+", "_", w) for w in words] + [time.strftime("%Y%m%d-%H%M%S")])
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = Path(out, name or (stem if attempt == 1 else f"{stem}-{attempt}"))
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return RunFolder(path)
+            if name:
+                raise UserError(f"--name {name}: {path} is there already; take another name.")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
+    raise UserError(f"--out {out}: too many runs of this second; take a --name.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads what `write_checkpoint` wrote; runs no code from the file.
+
+    Raises:
+        UserError: no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"--resume {path.parent}: has no {path.name}, no epoch of it was finished.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a training state ({reason}).", 3) from None
+
+
+def environment() -> dict[str, Any]:
+    """Returns versions, processor, threads and source state, as a run should remember them."""
+    versions = {"medseg": _version("medseg") or "checkout", "python": platform.python_version()}
+    versions |= {name: _version(name) for name in _LIBRARIES}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "commit": _commit(),
+        "variables": {k: os.environ[k] for k in _WORTH_KNOWING if k in os.environ},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _version(name: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout medseg runs from, with "+" when files differ from it."""
+    home = Path(__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        commit = git("rev-parse", "--short=12", "HEAD")
+        dirty = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return commit + dirty if commit else None
+    return None
