@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
 DEFINITION = (
     "Dice = 2 |P and T| / (|P| + |T|) and IoU = |P and T| / |P or T| are taken for every image and "
-    "every foreground class (the background is never scored), on the labels at the original resolution "
-    "of the image. Where a class is in neither prediction P nor mask T, the value is left out and "
-    "counted; where it is in one of them only, the value is 0. The mean foreground Dice is the plain "
-    "mean over all values of all images and classes that were not left out; a class's mean is taken "
-    "over its own. The interval is the 95 % percentile bootstrap of 2000 draws of whole images."
+    "every foreground class (the background is never scored), on the labels at the original "
+    "resolution of the image. Where a class is in neither prediction P nor mask T, the value is "
+    "left out and counted; where it is in one of them only, the value is 0. The mean foreground "
+    "Dice is the plain mean over all values of all images and classes that were not left out; the "
+    "mean of a class is taken over its own values. The interval is the 95 % percentile bootstrap "
+    "of 2000 draws of whole images."
 )
 RESAMPLES = 2000
+
+Number = TypeVar("Number", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def image_scores(
     return [float(2 * both[k] / total[k]) if total[k] else None for k in range(1, classes)]
 
 
-def iou_from_dice(dice: float) -> float:
+def iou_from_dice(dice: Number) -> Number:
     """IoU of the same two regions: D / (2 - D)."""
     return dice / (2 - dice)
 
@@ -105,7 +109,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of (images, classes) values, images drawn with replacement."""
+    """95 % percentile interval of the mean of (images, classes) values, images redrawn."""
     sums, counts = np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1)
     draw, images = np.random.default_rng(seed), len(values)
     means = np.empty(RESAMPLES)

@@ -1,4 +1,4 @@
-"""Images and masks in a folder: found, checked, read, augmented; and a synthetic set to start with."""
+"""Images and masks in a folder: found, checked, read, augmented; and a synthetic set."""
 
 from .augment import build_augmentation
 from .dataset import SegmentationSet

@@ -11,7 +11,7 @@ Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def build_augmentation(size: int) -> Augmentation:
-    """Flips, quarter turns, small affine moves, stain and exposure, blur and noise, on whole batches.
+    """Flips, quarter turns, small affine moves, stain, exposure, blur, noise, on whole batches.
 
     The mask moves with its image, by the nearest pixel; both are reflected at the border, so that a
     label stays on what it names and unknown pixels (-1) stay unknown. All draws come from torch's
@@ -21,7 +21,7 @@ def build_augmentation(size: int) -> Augmentation:
         size: side of the square images.
 
     Returns:
-        callable: (float32 image (N, C, size, size) in 0..1, int64 mask (N, size, size)) -> the same.
+        callable: image float32 (N, C, size, size) in 0..1, mask int64 (N, size, size) -> the same.
     """
     import kornia.augmentation as ka
 
@@ -44,7 +44,8 @@ def build_augmentation(size: int) -> Augmentation:
     def augment(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if image.shape[-2:] != (size, size) or mask.shape[-2:] != (size, size):
             raise ValueError(
-                f"image and mask must be {size}x{size}, got {tuple(image.shape)}, {tuple(mask.shape)}"
+                f"image and mask must be {size}x{size}, "
+                f"got {tuple(image.shape)} and {tuple(mask.shape)}"
             )
         moved, labels = moves(image, mask[:, None].to(image.dtype))
         changed = optics(_expose(moved)).clamp_(0, 1)

@@ -25,10 +25,10 @@ def class_table(
         classes: how many there must be; None takes what is known.
 
     Raises:
-        UserError: classes.json is not {value: name}, a mask has a value of no class, or the count differs.
+        UserError: classes.json is not {value: name}, a value has no class, or the count differs.
     """
     if classes is not None and not 2 <= classes <= MOST_CLASSES:
-        raise UserError(f"--classes {classes} must be 2 to {MOST_CLASSES}, background included.", 2)
+        raise UserError(f"--classes {classes}: take 2 to {MOST_CLASSES}, background included.", 2)
     path = root / "classes.json"
     named = _read_classes(path) if path.exists() else None
     if named is None:
@@ -36,7 +36,7 @@ def class_table(
         return values, ("background", *(f"class {value}" for value in values[1:]))
     if classes not in (None, len(named)):
         raise UserError(
-            f"--classes {classes} disagrees with {path}, which names {len(named)}: leave the flag out.",
+            f"--classes {classes}: {path} names {len(named)} classes; leave the flag out.",
             code=2,
         )
     _refuse_unknown(path, named, samples, found)
@@ -87,8 +87,8 @@ def _values_found(
     if classes is None and len(values) > MOST_FOUND:
         worst = max(zip(found, samples, strict=True), key=lambda pair: len(pair[0]))[1].mask
         raise UserError(
-            f"{worst} and the other masks hold {len(values)} different values, which no label mask has: "
-            "save masks without compression loss (PNG), or name the values in classes.json.",
+            f"{worst} and the other masks hold {len(values)} values, too many for classes: "
+            "save masks without loss (PNG), or name the values in classes.json.",
             code=3,
         )
     if classes is None or len(values) == classes:
@@ -96,7 +96,7 @@ def _values_found(
     if values[-1] < classes:
         return tuple(range(classes))
     raise UserError(
-        f"--classes {classes} disagrees with the masks in {masks}, which hold {quote(values)}: "
+        f"--classes {classes}: the masks in {masks} hold {quote(values)}; "
         "correct the flag, or name the values in classes.json.",
         code=2,
     )

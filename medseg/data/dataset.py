@@ -19,8 +19,8 @@ class SegmentationSet(Dataset[dict[str, Tensor | int]]):
 
     An item is {"image": float32 (C, size, size) in 0..1, "mask": int64 (size, size), "index": int}.
     The mask holds class indices, and -1 beside the image. ``index`` counts in ``samples``.
-    The fitted squares are kept in memory up to ``cache_bytes``, read once when the set is made, before
-    the loader forks its workers; what does not fit is read again each time.
+    The fitted squares are kept in memory up to ``cache_bytes``, read once when the set is made,
+    before the loader forks its workers; what does not fit is read again each time.
 
     Args:
         table: gives the number of channels and the classes.

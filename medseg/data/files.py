@@ -1,4 +1,4 @@
-"""Reading image and mask files, 8 and 16 bit kept; a file that cannot be used is refused by name."""
+"""Reads image and mask files, 8 and 16 bit kept; what cannot be used is refused by name."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _decode(path: Path) -> np.ndarray:
 
 @functools.cache
 def _prepare_opencv() -> None:
-    """No messages of its own beside our sentence, and no threads inside ours or in forked workers."""
+    """No messages beside our sentence; no threads inside ours or in forked workers."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     cv2.setNumThreads(0)
 
@@ -147,8 +147,8 @@ def _palette_indices(path: Path) -> np.ndarray:
     used = present_values(indices)
     if any(colours[3 * index : 3 * index + 3] != [index] * 3 for index in used):
         raise UserError(
-            f"{path} is a palette mask whose indices and colours differ, so its classes can be read "
-            "in two ways: save it as a one-channel gray file whose pixel value is the class.",
+            f"{path} is a palette mask whose indices and colours differ, so that its classes could "
+            "be either: save it as a one-channel gray file whose pixel value is the class.",
             code=3,
         )
     return indices

@@ -1,8 +1,8 @@
 """The square a network sees and the way back: one definition, used in both directions.
 
-An image is scaled by one factor until its longer side is ``size`` and centred; the rest of the square
-is filled with the reflected image, and with ``IGNORE`` in the mask, so that no invented pixel is
-learned from or scored.
+An image is scaled by one factor until its longer side is ``size`` and centred; the rest of the
+square is filled with the reflected image, and with ``IGNORE`` in the mask, so that no invented
+pixel is learned from or scored.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def letterbox(height: int, width: int, size: int) -> Letterbox:
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     """(H, W, C) -> (size, size, C): area average where it shrinks, bilinear where it grows."""
-    box = letterbox(*image.shape[:2], size)
+    box = letterbox(image.shape[0], image.shape[1], size)
     shrinks = box.height < image.shape[0] or box.width < image.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     scaled = _resize(image, box, method)
@@ -48,13 +48,13 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """(H, W) uint8 -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
-    box = letterbox(*mask.shape, size)
+    box = letterbox(mask.shape[0], mask.shape[1], size)
     scaled = _resize(mask, box, cv2.INTER_NEAREST_EXACT).astype(np.int16)
     return cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_CONSTANT, value=(IGNORE,))
 
 
 def to_original(logits: Tensor, height: int, width: int) -> Tensor:
-    """Class probabilities at the resolution of the file: undoes the letterbox of ``SegmentationSet``.
+    """Class probabilities at the resolution of the file: the way back from ``SegmentationSet``.
 
     The softmax is taken in the square, cut to the image, and scaled back bilinearly; ``argmax(0)``
     gives the labels.

@@ -26,10 +26,11 @@ def load_table(
 ) -> Table:
     """Finds, pairs, splits and checks the files of ``root/images`` and ``root/masks``.
 
-    Files are paired by stem, or by the rows of ``csv``, or of ``root/split.csv`` (columns image, mask,
-    split, and group if known; names count from ``images`` and ``masks``, else from ``root``). Without a
-    CSV, a hash of seed and stem draws ``val_fraction`` of the pairs for validation. Mask values become
-    classes in the order of ``root/classes.json`` (value -> name), else of the values that occur.
+    Files are paired by stem, or by the rows of ``csv``, or of ``root/split.csv`` (columns image,
+    mask, split, and group if known; names count from ``images`` and ``masks``, else from ``root``).
+    Without a CSV, a hash of seed and stem draws ``val_fraction`` of the pairs for validation. Mask
+    values become classes in ascending order: those of ``root/classes.json`` (value -> name), else
+    those that occur; the lowest is the background.
     Every image and mask is read once, so that nothing is left to fail during training.
 
     Args:
@@ -72,7 +73,7 @@ def _find_csv(root: Path, csv: Path | None) -> Path | None:
     for candidate in (Path(csv), root / csv):
         if candidate.is_file():
             return candidate
-    raise UserError(f"--csv {csv} does not exist, neither here nor in {root}: name a CSV file.", 3)
+    raise UserError(f"--csv {csv}: there is no such file, here or in {root}; name a CSV file.", 3)
 
 
 def _pair_by_stem(root: Path) -> list[tuple[Path, Path]]:
@@ -84,7 +85,7 @@ def _pair_by_stem(root: Path) -> list[tuple[Path, Path]]:
         if missing:
             raise UserError(
                 f"{other[missing[0]]} has no {kind} of the same name in {root / kind}s"
-                f"{_more(len(missing))}: add it, take the file out, or list the pairs in split.csv.",
+                f"{_more(len(missing))}: add it, take the file out, or list pairs in split.csv.",
                 code=3,
             )
     return [(images[stem], masks[stem]) for stem in sorted(images)]
@@ -115,7 +116,7 @@ def _draw_split(pairs: list[tuple[Path, Path]], val_fraction: float, seed: int) 
         raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
     if len(pairs) < 2:
         raise UserError(
-            f"{pairs[0][0].parent} holds a single image: add more, one to train and one to validate.",
+            f"{pairs[0][0].parent} holds a single image: add one at least, to validate on.",
             code=3,
         )
     order = sorted(
@@ -142,8 +143,8 @@ def _read_rows(root: Path, path: Path) -> list[Sample]:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise UserError(
-            f'{path} lacks the column "{missing[0]}": its first line must be image,mask,split,group '
-            f"(group may be left out), it is {','.join(header) or 'empty'}.",
+            f'{path} lacks the column "{missing[0]}": its first line must be '
+            f"image,mask,split,group (group may be left out), it is {','.join(header) or 'empty'}.",
             code=3,
         )
     samples: dict[Path, Sample] = {}
@@ -168,16 +169,16 @@ def _sample(root: Path, where: str, row: dict[str, str | None]) -> Sample:
 def _listed_file(root: Path, folder: str, name: str, where: str) -> Path:
     if not name:
         raise UserError(f"{where} names no file in the {folder[:-1]} column: add it.", 3)
-    for base in (root / folder, root):
-        path = Path(os.path.normpath(base / name))
-        if path.is_file() and path.is_relative_to(os.path.normpath(root)):
-            return path
-    # root / "../x" and absolute paths: files outside the folder are nobody's to read
-    if not Path(os.path.normpath(root / folder / name)).is_relative_to(os.path.normpath(root)):
+    home, places = os.path.abspath(root), (root / folder / name, root / name)
+    inside = [path for path in places if Path(os.path.abspath(path)).is_relative_to(home)]
+    if not inside:
         raise UserError(
             f"{where} names {name}, which lies outside {root}: put the file into the data folder.",
             3,
         )
+    for path in inside:
+        if path.is_file():
+            return Path(os.path.normpath(path))
     raise UserError(
         f"{where} names {name}, which is not in {root / folder}: correct the row or add the file.",
         3,
@@ -213,8 +214,8 @@ def _refuse_single_class(root: Path, samples: list[Sample], found: list[list[int
     values = sorted(_union(present for sample, present in pairs if sample.split == "train"))
     if len(values) < 2:
         raise UserError(
-            f"every training mask in {root / 'masks'} holds {quote(values)} and nothing else, so there "
-            "is nothing to learn: check that the masks are the right files.",
+            f"every training mask in {root / 'masks'} holds {quote(values)} and nothing else: "
+            "check that they are the right files, there is nothing to learn.",
             code=3,
         )
 

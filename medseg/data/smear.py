@@ -1,4 +1,4 @@
-"""The built-in data set: synthetic blood smears, drawn by the program, in the layout of a real set."""
+"""The built-in data set: blood smears drawn by the program, in the layout of a real set."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def write_blood_smear(folder: Path, count: int = 200, size: int = 128, seed: int
     """Writes the synthetic set into ``folder``, or finds it there, and returns ``folder``.
 
     Three classes: background (with red cells, platelets and debris), cytoplasm and nucleus of white
-    cells. The same arguments give the same files. The set is drawn beside ``folder`` and renamed, so
-    that it is never there by half.
+    cells. The same arguments give the same files. The set is drawn beside ``folder`` and renamed,
+    so that it is never there by half.
 
     Args:
         folder: where the set is to lie; made anew if it holds a set of other arguments.
@@ -50,14 +50,14 @@ def write_blood_smear(folder: Path, count: int = 200, size: int = 128, seed: int
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=".smear.", dir=folder.parent) as parent:
+            draft = Path(parent, folder.name)
+            _draw_all(draft, recipe)
+            _put_in_place(draft, folder, recipe)
     except OSError as error:
-        raise UserError(f"{folder.parent} cannot be written to ({error.strerror}).", 3) from error
-    try:
-        _draw_all(draft, recipe)
-        _put_in_place(draft, folder, recipe)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): name a folder on a disk with room.", 3
+        ) from error
     return folder
 
 
@@ -80,14 +80,14 @@ def _in_use(folder: Path) -> bool:
 def _draw_all(draft: Path, recipe: dict[str, int]) -> None:
     count, size, seed = recipe["count"], recipe["size"], recipe["seed"]
     for part in ("images", "masks"):
-        (draft / part).mkdir()
+        (draft / part).mkdir(parents=True)
     grays = np.array(list(VALUES), np.uint8)
 
     def one(index: int) -> str:
         image, mask, kind = draw_smear(np.random.default_rng([seed, index]), size)
         name = f"{index:04d}.png"
-        cv2.imwrite(str(draft / "images" / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-        cv2.imwrite(str(draft / "masks" / name), grays[mask])
+        _write_png(draft / "images" / name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        _write_png(draft / "masks" / name, grays[mask])
         last = index % VAL_EVERY == VAL_EVERY - 1 or (index == count - 1 < VAL_EVERY)
         return f"{name},{name},{'val' if last else 'train'},{kind}"
 
@@ -99,13 +99,18 @@ def _draw_all(draft: Path, recipe: dict[str, int]) -> None:
     (draft / RECIPE).write_text(json.dumps(recipe))
 
 
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    done, packed = cv2.imencode(".png", pixels)
+    assert done  # every 8-bit picture can be packed
+    path.write_bytes(packed.tobytes())
+
+
 def _put_in_place(draft: Path, folder: Path, recipe: dict[str, int]) -> None:
     """Renames the draft; who comes second, with the same set, leaves the first one's."""
-    draft.chmod(0o755)
     if folder.is_dir() and _in_use(folder) and not _holds(folder, recipe):
         shutil.rmtree(folder)
     try:
         os.replace(draft, folder)
-    except OSError as error:
+    except OSError:
         if not _holds(folder, recipe):
-            raise UserError(f"{folder} cannot be written ({error.strerror}).", code=3) from error
+            raise

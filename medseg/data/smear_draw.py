@@ -1,7 +1,7 @@
-"""Draws one field of a stained blood smear, with its mask: white cells to find, the rest to ignore.
+"""Draws one field of a stained blood smear with its mask: white cells to find, the rest to ignore.
 
-Everything is painted as density of three dyes on glass, then light passes through (Beer-Lambert), so
-that overlapping cells darken each other as they do under a microscope.
+Everything is painted as density of three dyes on glass, then light passes through (Beer-Lambert),
+so that overlapping cells darken each other as they do under a microscope.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-BACKGROUND, CYTOPLASM, NUCLEUS = 0, 1, 2
+CYTOPLASM, NUCLEUS = 1, 2  # the rest is background, 0
 AZURE, EOSIN, BLUE = 0, 1, 2
 # absorption of red, green, blue by one unit of each dye
 DYES = np.array([(0.62, 1.0, 0.42), (0.16, 0.8, 0.85), (1.0, 0.72, 0.32)], np.float32)
@@ -21,11 +21,11 @@ GLASS = ((255, 252, 250), (250, 240, 190), (245, 232, 235), (232, 238, 245))  # 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of white cell: (low, high) of what varies. Radii are parts of 128 pixels or of the cell."""
+    """A kind of white cell: (low, high) of what varies; inner lengths are parts of its radius."""
 
     name: str
     weight: float
-    radius: tuple[float, float]
+    radius: tuple[float, float]  # in 128ths of the side
     lobes: tuple[int, int]
     nucleus: tuple[float, float]  # radius of the nucleus, or of each lobe
     spread: float  # how far lobes lie from the middle
@@ -62,13 +62,9 @@ class Canvas:
         down, right = self.rows - at[0], self.columns - at[1]
         return np.hypot(down, right), np.arctan2(down, right)
 
-    def fill(self, inside: np.ndarray) -> np.ndarray:
-        """Coverage 0..1 of each pixel by a shape given as signed depth in pixels, soft at the edge."""
-        return np.clip(inside / 1.2 + 0.5, 0, 1)
-
 
 def draw_smear(draw: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """One field: RGB uint8 (size, size, 3), mask uint8 (size, size) and the kind of its first cell."""
+    """One field: RGB uint8 (size, size, 3), mask uint8 (size, size), the kind of its first cell."""
     rows, columns = np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2, indexing="ij")
     density = np.zeros((size, size, 3), np.float32)
     canvas = Canvas(density, np.zeros((size, size), np.uint8), rows, columns, size / 128)
@@ -81,15 +77,16 @@ def draw_smear(draw: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 def _red_cells(canvas: Canvas, draw: np.random.Generator) -> None:
     """Pale discs with a lighter middle and a rim, some overlapping: background to the mask."""
     size, unit = canvas.mask.shape[0], canvas.unit
-    strength, dye = draw.uniform(0.1, 0.5), EOSIN if draw.random() < 0.8 else BLUE
-    tone = draw.uniform(0.8, 1.25)
+    strength, tone = draw.uniform(0.1, 0.5), draw.uniform(0.8, 1.25)
+    dyes = np.array((0, 1, draw.choice((0.0, 0.1, 0.45))), np.float32)  # young ones grayish
     for _ in range(int(draw.integers(2, 15))):
         at = tuple(draw.uniform(-0.05, 1.05, 2) * size)
-        edge, distance, _ = _outline(canvas, draw, at, draw.uniform(8.5, 12.5) * unit * tone, 0.05)
-        cover = canvas.fill(edge - distance)
+        edge, distance = _outline(canvas, draw, at, draw.uniform(8.5, 12.5) * unit * tone, 0.05)
+        cover = _cover(edge - distance)
         hollow = 1 - draw.uniform(0.2, 0.8) * np.exp(-((distance / (0.5 * edge)) ** 2))
         rim = 1 + 0.5 * np.exp(-(((edge - distance) / (1.3 * unit)) ** 2))
-        canvas.density[:, :, dye] += strength * draw.uniform(0.8, 1.2) * cover * hollow * rim
+        amount = strength * draw.uniform(0.8, 1.2) * cover * hollow * rim
+        canvas.density[:] += amount[:, :, None] * dyes
 
 
 def _debris(canvas: Canvas, draw: np.random.Generator) -> None:
@@ -97,13 +94,13 @@ def _debris(canvas: Canvas, draw: np.random.Generator) -> None:
     size, unit = canvas.mask.shape[0], canvas.unit
     for _ in range(int(draw.integers(0, 6))):
         at = tuple(draw.uniform(0, size, 2))
-        edge, distance, _ = _outline(canvas, draw, at, draw.uniform(1.2, 4.0) * unit, 0.25)
-        cover = canvas.fill(edge - distance)
+        edge, distance = _outline(canvas, draw, at, draw.uniform(1.2, 4.0) * unit, 0.25)
+        cover = _cover(edge - distance)
         canvas.density[:, :, AZURE] += draw.uniform(0.2, 1.2) * cover
     if draw.random() < 0.15:  # a smudge: the remains of a burst cell
         at = tuple(draw.uniform(0, size, 2))
-        edge, distance, _ = _outline(canvas, draw, at, draw.uniform(8, 14) * unit, 0.3)
-        cloud = canvas.fill((edge - distance) / 5) * _texture(draw, size, 5 * unit, 0.5)
+        edge, distance = _outline(canvas, draw, at, draw.uniform(8, 14) * unit, 0.3)
+        cloud = _cover((edge - distance) / 5) * _texture(draw, size, 5 * unit, 0.5)
         canvas.density[:, :, AZURE] += draw.uniform(0.15, 0.4) * cloud
 
 
@@ -134,12 +131,12 @@ def _place(
     for _ in range(30):
         if touching:
             row, column, other = placed[-1]
-            angle, reach = draw.uniform(0, 2 * np.pi), draw.uniform(0.82, 1.02) * (other + radius)
+            angle, reach = draw.uniform(0, 2 * np.pi), draw.uniform(0.74, 1.02) * (other + radius)
             at = (row + reach * np.sin(angle), column + reach * np.cos(angle))
         else:
             at = tuple(draw.uniform(0.08, 0.92, 2) * size)
         inside = all(0.03 * size < value < 0.97 * size for value in at)
-        free = all(np.hypot(at[0] - y, at[1] - x) > 0.8 * (r + radius) for y, x, r in placed)
+        free = all(np.hypot(at[0] - y, at[1] - x) > 0.72 * (r + radius) for y, x, r in placed)
         if inside and free:
             return float(at[0]), float(at[1])
     return None
@@ -153,10 +150,10 @@ def _white_cell(
     radius: float,
 ) -> None:
     size, unit = canvas.mask.shape[0], canvas.unit
-    edge, distance, _ = _outline(canvas, draw, at, radius, 0.06)
+    edge, distance = _outline(canvas, draw, at, radius, 0.06)
     depth = edge - distance
     nucleus = np.minimum(_nucleus(canvas, draw, kind, at, radius), depth - 1.5 * unit)
-    body, core = canvas.fill(depth)[:, :, None], canvas.fill(nucleus)
+    body, core = _cover(depth)[:, :, None], _cover(nucleus)
     paint = np.zeros_like(canvas.density)
     cloud = _texture(draw, size, 3 * unit, 0.15)
     paint[:, :, EOSIN] = draw.uniform(*kind.eosin) * cloud
@@ -190,7 +187,7 @@ def _nucleus(
         reach = kind.spread * radius * draw.uniform(0.85, 1.1)
         middle = (at[0] + reach * np.sin(angle), at[1] + reach * np.cos(angle))
         lobe_radius = draw.uniform(*kind.nucleus) * radius * shrink
-        edge, distance, _ = _outline(canvas, draw, middle, lobe_radius, 0.08)
+        edge, distance = _outline(canvas, draw, middle, lobe_radius, 0.08)
         total += np.exp(np.clip((edge - distance) / softness, -30, 30))
     return softness * np.log(total + 1e-12)
 
@@ -201,18 +198,23 @@ def _outline(
     at: tuple[float, ...],
     radius: float,
     wobble: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A wavy circle: its radius towards every pixel, and each pixel's distance and angle."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """A wavy circle: its radius towards every pixel, and each pixel's distance."""
     distance, angle = canvas.polar((at[0], at[1]))
     edge = np.ones_like(angle)
     for wave in range(2, 6):
         height, phase = draw.normal(0, wobble / (wave - 1)), draw.uniform(0, 2 * np.pi)
         edge += np.float32(height) * np.cos(wave * angle + np.float32(phase))
-    return np.float32(radius) * np.clip(edge, 0.6, 1.5), distance, angle
+    return np.float32(radius) * np.clip(edge, 0.6, 1.5), distance
+
+
+def _cover(depth: np.ndarray) -> np.ndarray:
+    """Coverage 0..1 of each pixel by a shape given as signed depth in pixels, its edge soft."""
+    return np.clip(depth / 1.2 + 0.5, 0, 1)
 
 
 def _texture(draw: np.random.Generator, size: int, grain: float, strength: float) -> np.ndarray:
-    """Smooth noise around one: grains of about ``grain`` pixels, standard deviation ``strength``."""
+    """Smooth noise around one: grains of ``grain`` pixels, standard deviation ``strength``."""
     noise = draw.standard_normal((size, size), dtype=np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), max(grain, 0.3) / 2)
     return 1 + strength * (smooth - smooth.mean()) / (smooth.std() + 1e-6)
