@@ -1,7 +1,16 @@
 """Published segmentation networks, built by name."""
 
 from .dra_net import DRANet
+from .network import Network, nearest_sizes
 from .registry import create_model, list_models, register
 from .weights import load_weights
 
-__all__ = ["DRANet", "create_model", "list_models", "load_weights", "register"]
+__all__ = [
+    "DRANet",
+    "Network",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "nearest_sizes",
+    "register",
+]

@@ -14,6 +14,7 @@ were trained so).
 """
 
 import re
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -23,27 +24,30 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import ECA, TripletAttention
 
+from .network import Network
 from .registry import register
-from .shapes import check_image
 
-# Names in the authors' files → names here; {0} {1} are the groups of the pattern.
-_ORIGINAL = (
-    (r"conv([1-5])\.conv\.([0134])", lambda m: f"enc{m[1]}.dconv.{_DOUBLE[m[2]]}"),
-    (r"w([1-5])", lambda m: f"enc{m[1]}.proj"),
-    (r"ecaa1\.conv", lambda m: "eca.conv"),
-    (r"up([6-9])\.tranconv\.([01])", lambda m: f"dec{_dec(m[1])}.up.{('deconv', 'bn')[int(m[2])]}"),
-    (r"conv([6-9])\.conv\.([0134])", lambda m: f"dec{_dec(m[1])}.dconv.{_DOUBLE[m[2]]}"),
-    (r"tr([6-9])\.ChannelGateH\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_h"),
-    (r"tr([6-9])\.ChannelGateW\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_w"),
-    (r"tr([6-9])\.SpatialGate\.spatial", lambda m: f"dec{_dec(m[1])}.attn.gate_c"),
-    (r"conv10", lambda m: "head"),
-)
+# Where the authors' modules are here; their decoder levels count from 6, the deepest.
 _DOUBLE = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2"}
+_GATES = {"ChannelGateH": "gate_h", "ChannelGateW": "gate_w", "SpatialGate": "gate_c"}
+_ORIGINAL: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r"conv([1-5])\.conv\.([0134])\.", lambda m: f"enc{m[1]}.dconv.{_DOUBLE[m[2]]}."),
+    (r"w([1-5])\.", lambda m: f"enc{m[1]}.proj."),
+    (r"ecaa1\.conv\.", lambda m: "eca.conv."),
+    (r"up([6-9])\.tranconv\.0\.", lambda m: f"dec{10 - int(m[1])}.up.deconv."),
+    (r"up([6-9])\.tranconv\.1\.", lambda m: f"dec{10 - int(m[1])}.up.bn."),
+    (r"conv([6-9])\.conv\.([0134])\.", lambda m: f"dec{10 - int(m[1])}.dconv.{_DOUBLE[m[2]]}."),
+    (
+        r"tr([6-9])\.(\w+)\.spatial\.",
+        lambda m: f"dec{10 - int(m[1])}.attn.{_GATES.get(m[2], m[2])}.",
+    ),
+    (r"conv10\.", lambda m: "head."),
+)
 
 
 @register("dra_net")
 @register("dra_net_s", width=16)
-class DRANet(nn.Module):
+class DRANet(Network):
     """DRA-Net (dra_net; dra_net_s is a quarter as wide).
 
     Args:
@@ -77,9 +81,8 @@ class DRANet(nn.Module):
         input_layout: Literal["nchw", "reshape"] = "nchw",
         input_divisor: int = 255,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels, classes)
         _check_options(width, eca_kernel, eca_shared, input_layout, input_divisor)
-        self.in_channels, self.classes = in_channels, classes
         self.gate_logits = gate_logits
         self.input_layout, self.input_divisor = input_layout, input_divisor
         widths = [width << level for level in range(5)]
@@ -103,7 +106,7 @@ class DRANet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W), H and W multiples of 16; returns logits (N, classes, H, W)."""
-        check_image(x, self.in_channels, self.size_multiple)
+        self.check_image(x)
         c1 = self.enc1(self._as_trained(x))
         c2 = self.enc2(F.max_pool2d(self._gate(c1, 0), 2))
         c3 = self.enc3(F.max_pool2d(self._gate(c2, 1), 2))
@@ -126,25 +129,21 @@ class DRANet(nn.Module):
         return x if self.input_divisor == 255 else x * (255 / self.input_divisor)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gives a file of the authors' code the names of this module; leaves any other as it is."""
+        """Gives the authors' names those of this class, and drops the attention they never use."""
         if "ecaa1.conv.weight" not in state or "up6.tranconv.0.weight" not in state:
             return state
-        named = {_translate(key): value for key, value in state.items()}
+        named = {clean_name(key): value for key, value in state.items()}
         if self.dec1.attn is None:
             named = {k: v for k, v in named.items() if not k.startswith("dec1.attn.")}
         return named
 
-    @staticmethod
-    def made_with(state: dict[str, Tensor]) -> dict[str, int]:
-        """What the network of a state dict was built with, as far as its shapes tell."""
+    @classmethod
+    def made_with(cls, state: dict[str, Tensor]) -> dict[str, int]:
+        """Channels, classes and width, if the first and the last layer are there."""
         first, head = state.get("enc1.proj.weight"), state.get("head.weight")
         if first is None or head is None or first.dim() != 4 or head.dim() != 4:
             return {}
-        return {
-            "in_channels": first.shape[1],
-            "classes": head.shape[0],
-            "width": first.shape[0],
-        }
+        return {"in_channels": first.shape[1], "classes": head.shape[0], "width": first.shape[0]}
 
 
 class Encoder(nn.Module):
@@ -157,7 +156,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, H, W), of either sign."""
-        return self.dconv(x) + self.proj(x)
+        y = self.dconv(x)
+        return self.proj(x).add_(y)  # in place: nothing looks back at the projection
 
 
 class Decoder(nn.Module):
@@ -222,15 +222,10 @@ def _check_options(
         raise UserError(f"input_divisor must be 255 or 256, got {input_divisor!r}")
 
 
-def _dec(number: str) -> int:
-    """The authors number their decoder levels 6 to 9 from the deepest, which is dec4 here."""
-    return 10 - int(number)
-
-
-def _translate(key: str) -> str:
-    path, _, leaf = key.rpartition(".")
+def clean_name(key: str) -> str:
+    """The name in this file of an entry of the authors' state dict; a strange one stays."""
     for pattern, name in _ORIGINAL:
-        found = re.match(pattern + r"(?=\.|$)", path)
+        found = re.match(pattern, key)
         if found:
-            return f"{name(found)}{path[found.end() :]}.{leaf}"
+            return name(found) + key[found.end() :]
     return key

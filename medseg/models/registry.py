@@ -7,21 +7,19 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
-
 from medseg.errors import UserError
 
+from .network import Network
 from .weights import load_weights
 
-_Class = TypeVar("_Class", bound=type[nn.Module])
-_REGISTRY: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {}
+_Class = TypeVar("_Class", bound=type[Network])
+_REGISTRY: dict[str, tuple[type[Network], dict[str, Any]]] = {}
 
 
 def register(name: str, **preset: Any) -> Callable[[_Class], _Class]:
     """Class decorator: makes ``create_model(name)`` build the class, with ``preset`` as options.
 
-    The class takes ``in_channels`` and ``classes``, keeps them as attributes, and says in
-    ``size_multiple`` what height and width must be multiples of.
+    One class may have several names, each with its own preset.
     """
 
     def enter(cls: _Class) -> _Class:
@@ -44,7 +42,7 @@ def create_model(
     classes: int = 1,
     weights: str | Path | None = None,
     **options: Any,
-) -> nn.Module:
+) -> Network:
     """Builds a network by name.
 
     Args:
@@ -66,6 +64,16 @@ def create_model(
         hint = _did_you_mean(name, known)
         raise UserError(f"model {name!r} is unknown{hint}; known: {', '.join(known)}")
     cls, preset = _REGISTRY[name]
+    _check_arguments(name, cls, in_channels, classes, options)
+    model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _check_arguments(
+    name: str, cls: type[Network], in_channels: int, classes: int, options: dict[str, Any]
+) -> None:
     known = [p for p in inspect.signature(cls).parameters if p not in ("in_channels", "classes")]
     for option in options:
         if option not in known:
@@ -74,10 +82,6 @@ def create_model(
     for key, count in (("in_channels", in_channels), ("classes", classes)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UserError(f"{key} must be a whole number of at least 1, got {count!r}")
-    model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
-    if weights is not None:
-        load_weights(model, weights)
-    return model
 
 
 def _did_you_mean(word: str, known: Collection[str]) -> str:

@@ -5,29 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medseg.errors import UserError
+
+from .network import Network
 
 _NAMED = 4  # keys that an error names before it counts the rest
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: Network, path: str | Path) -> None:
     """Loads a file into a network; changes nothing unless every entry fits.
 
     Args:
-        model: may have ``translate(state)``, which gives entries of foreign files its own names,
-            and ``made_with(state)``, the options that the shapes of a state dict reveal.
+        model: made by ``create_model``.
         path: .safetensors; or .pth or .pt with a state dict, alone or under "state_dict" or
-            "model". No code in the file is run.
+            "model". Code in a file is refused, never run.
 
     Raises:
         UserError: the file is missing, damaged, or of another network or number of classes.
     """
     path = Path(path)
-    state = _unwrap(_read(path), path)
-    if hasattr(model, "translate"):
-        state = model.translate(state)  # pyright: ignore[reportCallIssue]
+    state = model.translate(_unwrap(_read(path), path))
     _check_options(model, state, path)
     _check_entries(model.state_dict(), state, path)
     model.load_state_dict(state)
@@ -73,11 +72,8 @@ def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _check_options(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    if not hasattr(model, "made_with"):
-        return
-    file = model.made_with(state)  # pyright: ignore[reportCallIssue]
-    own = model.made_with(model.state_dict())  # pyright: ignore[reportCallIssue]
+def _check_options(model: Network, state: dict[str, Tensor], path: Path) -> None:
+    file, own = model.made_with(state), model.made_with(model.state_dict())
     other = {key: value for key, value in file.items() if own.get(key) != value}
     if other:
         have = ", ".join(f"{key}={value}" for key, value in other.items())

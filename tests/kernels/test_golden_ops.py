@@ -1,0 +1,88 @@
+"""ECA, triplet attention and the Z-pool gate against numbers of the authors' modules."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from medseg.kernels import eca_attention, triplet_attention
+from medseg.kernels.triplet.reference import z_pool_gate
+from tests.golden import RUNS, device_for, load, needs_golden, relative
+
+pytestmark = needs_golden
+ECA = ("k3_nobias", "k5_nobias", "k3_bias_dra", "k3_bias_c7_logits_dra", "k3_hpddr")
+TRIPLET = ("eval", "train", "no_spatial_eval", "ties_eval")
+GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
+# dtype: outputs, gradients; a gradient is measured against the largest of its file at least thus.
+TOLERANCES = {torch.float64: (1e-10, 1e-9, 1e-3), torch.float32: (1e-5, 1e-4, 3e-2)}
+
+
+def leaves(arrays, dtype, device):
+    """x and the weights of a golden file, by their original names."""
+    tensors = {"x": torch.from_numpy(arrays["x"])}
+    tensors |= {k[2:]: torch.from_numpy(np.array(v)) for k, v in arrays.items() if k[:2] == "w/"}
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            tensors[name] = value.to(device, dtype).requires_grad_("running_" not in name)
+    return tensors
+
+
+def check(arrays, out, tensors, dtype):
+    tolerance, grad_tolerance, floor = TOLERANCES[dtype]
+    assert relative(out, arrays["out"]) <= tolerance
+    (out * torch.from_numpy(arrays["cot"]).to(out)).sum().backward()
+    truths = {k.removeprefix("gw/"): v for k, v in arrays.items() if k.startswith("gw/")}
+    top = max(np.abs(v).max() for v in truths.values())
+    for name, truth in {"x": arrays["grad_x"], **truths}.items():
+        got = tensors[name].grad.double().cpu().numpy()
+        scale = max(np.abs(truth).max(), floor * top)
+        assert np.abs(got - truth).max() <= grad_tolerance * scale, name
+    for name, truth in arrays.items():
+        if name.startswith("after/") and "running_" in name:
+            assert relative(tensors[name.removeprefix("after/")], truth) <= tolerance, name
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@pytest.mark.parametrize("case", ECA)
+def test_eca(case, backend, dtype):
+    device = device_for(backend, dtype)
+    arrays, _ = load(f"ops/eca_{case}")
+    t = leaves(arrays, dtype, device)
+    out = eca_attention(t["x"], t["conv.weight"].flatten(), t.get("conv.bias"), backend=backend)
+    check(arrays, out, t, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@pytest.mark.parametrize("case", TRIPLET)
+def test_triplet(case, backend, dtype):
+    device = device_for(backend, dtype)
+    arrays, meta = load(f"ops/triplet_{case}")
+    t = leaves(arrays, dtype, device)
+    gates = [g for g in GATES if f"{g}.conv.weight" in t]
+    running = [
+        torch.cat([t[f"{g}.bn.{name}"] for g in gates]) for name in ("running_mean", "running_var")
+    ]
+    out = triplet_attention(
+        t["x"],
+        torch.cat([t[f"{g}.conv.weight"] for g in gates]),
+        torch.cat([t[f"{g}.bn.weight"] for g in gates]),
+        torch.cat([t[f"{g}.bn.bias"] for g in gates]),
+        *running,
+        training=meta["mode"] == "train",
+        backend=backend,
+    )
+    for name, values in zip(("running_mean", "running_var"), running, strict=True):
+        t |= {f"{g}.bn.{name}": value for g, value in zip(gates, values.split(1), strict=True)}
+    check(arrays, out, t, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_z_pool_gate(mode, dtype):
+    arrays, _ = load(f"ops/zpool_gate_{mode}")
+    t = leaves(arrays, dtype, torch.device("cpu"))
+    names = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    gate = functools.partial(z_pool_gate, training=mode == "train")
+    parameters = [t[f"spatial.{name}"] for name in ("conv.weight", *names)]
+    check(arrays, gate(t["x"], *parameters), t, dtype)

@@ -1,0 +1,54 @@
+"""What check_golden.py is to check, run from the root of the repository as
+
+python ../shared/golden/check_golden.py --golden ../shared/golden --candidates \
+    tests/models/candidates.py
+"""
+
+import torch
+
+from medseg import create_model
+from medseg.kernels import eca_attention, triplet_attention
+from medseg.kernels.triplet.reference import z_pool_gate
+from medseg.models.dra_net import clean_name
+
+GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
+NAMES = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+
+
+def dra_net(out_ch):
+    return create_model("dra_net", classes=out_ch)
+
+
+def rename(key):
+    return None if key.startswith("tr9.") else clean_name(key)
+
+
+def eca(inputs, weights, mode):
+    return eca_attention(inputs["x"], weights["conv.weight"].flatten(), weights.get("conv.bias"))
+
+
+def triplet(inputs, weights, mode):
+    gates = [g for g in GATES if f"{g}.conv.weight" in weights]
+    stacked = [torch.cat([weights[f"{g}.{name}"] for g in gates]) for name in NAMES]
+    out = triplet_attention(inputs["x"], *stacked, training=mode == "train")
+    for name, values in zip(NAMES[3:], stacked[3:], strict=True):
+        for gate, value in zip(gates, values.split(1), strict=True):
+            weights[f"{gate}.{name}"].copy_(value)
+    return out
+
+
+def zpool(inputs, weights, mode):
+    parameters = [weights[f"spatial.{name}"] for name in NAMES]
+    return z_pool_gate(inputs["x"], *parameters, training=mode == "train")
+
+
+CANDIDATES = {"dra_net": {"build": dra_net, "rename": rename}}
+CANDIDATES |= {
+    f"ops/eca_{case}": {"fn": eca}
+    for case in ("k3_nobias", "k5_nobias", "k3_bias_dra", "k3_bias_c7_logits_dra", "k3_hpddr")
+}
+CANDIDATES |= {
+    f"ops/triplet_{case}": {"fn": triplet}
+    for case in ("eval", "train", "no_spatial_eval", "ties_eval")
+}
+CANDIDATES |= {f"ops/zpool_gate_{mode}": {"fn": zpool} for mode in ("eval", "train")}
