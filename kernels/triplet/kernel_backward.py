@@ -1,0 +1,397 @@
+"""Triton: backward of triplet attention, six launches.
+
+Of x's size move: x and grad_out once for the gate gradients, grad_out once more and grad_x; the
+rest is planes. u and the gates are computed again from the saved planes.
+"""
+
+# ruff: noqa: ANN001, ANN201 - Triton types the arguments itself
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._backend import like_input, like_layout
+from .kernel_gates import (
+    conv_tile,
+    convolve,
+    fold_rows,
+    gate_of,
+    owned,
+    plane_tiles,
+    shifted,
+    tile_of,
+    tile_range,
+    window,
+)
+from .kernel_planes import NO_KEYS, View, block_of, memory_view, pool, readable, tiling
+
+
+@triton.jit
+def logits_kernel(
+    planes_ptr,
+    sum_ptr,
+    weight_ptr,
+    bn_weight_ptr,
+    bn_bias_ptr,
+    stats_ptr,
+    work_ptr,
+    share_ptr,
+    batch,
+    a0,
+    a1,
+    a2,
+    parts0,
+    parts1,
+    parts2,
+    tiles,
+    positions,
+    GATES: tl.constexpr,
+    G0: tl.constexpr,
+    G1: tl.constexpr,
+    G2: tl.constexpr,
+    TURNED: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    """work = (gate, dv, uhat) of a tile, dv = dgate * gate * (1 - gate); share = its sums of dv and
+    dv * uhat. One program owns a tile and adds up the partial planes of dgate.
+    """
+    V: tl.constexpr = TILE - K + 1
+    tile = tl.program_id(0).to(tl.int64)
+    axis, rows, cols, _, row, col, base, within = tile_of(tile, batch, a0, a1, a2, V)
+    gate = gate_of(axis, G0, G1, G2)
+    if gate < 0:
+        return
+    halo, near = window(row - K // 2, col - K // 2, rows, cols, TILE)
+    top = tl.load(planes_ptr + base + halo, mask=near, other=0.0)
+    mean = tl.load(planes_ptr + positions + base + halo, mask=near, other=0.0)
+    u = convolve(top, mean, weight_ptr + gate * 2 * K * K, axis == TURNED, K, TILE, TAPS)
+    uhat = (u - tl.load(stats_ptr + gate)) * tl.load(stats_ptr + 2 * GATES + gate)
+    v = uhat * tl.load(bn_weight_ptr + gate).to(tl.float32)
+    value = tl.div_rn(1.0, 1.0 + tl.exp(-v - tl.load(bn_bias_ptr + gate).to(tl.float32)))
+    offs, mask = window(row, col, rows, cols, TILE)
+    mask &= owned(TILE, 0, V)
+    size0, size1 = (tile * 0 + batch) * a1 * a2, (tile * 0 + batch) * a0 * a2
+    part = tl.where(axis > 0, parts0 * size0, 0) + tl.where(axis > 1, parts1 * size1, 0) + within
+    parts = tl.where(axis == 0, parts0, tl.where(axis == 1, parts1, parts2))
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for t in range(parts):
+        total += tl.load(sum_ptr + part + t * (rows * cols * batch) + offs, mask=mask, other=0.0)
+    dv = total * (1.0 / GATES) * value * (1.0 - value)
+    work_ptr += base + offs
+    tl.store(work_ptr, value, mask=mask)
+    tl.store(work_ptr + positions, dv, mask=mask)
+    tl.store(work_ptr + 2 * (tile * 0 + positions), uhat, mask=mask)
+    tl.store(share_ptr + tile, tl.sum(tl.sum(tl.where(mask, dv, 0.0), axis=1), axis=0))
+    product = tl.where(mask, dv * uhat, 0.0)
+    tl.store(share_ptr + tiles + tile, tl.sum(tl.sum(product, axis=1), axis=0))
+
+
+@triton.jit
+def sums_kernel(
+    share_ptr,
+    grad_bias_ptr,
+    grad_weight_ptr,
+    batch,
+    a0,
+    a1,
+    a2,
+    tiles,
+    G0: tl.constexpr,
+    G1: tl.constexpr,
+    G2: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """grad_bias = sum dv, grad_weight = sum dv * uhat; one program owns one gate."""
+    axis = tl.program_id(0).to(tl.int64)
+    gate = gate_of(axis, G0, G1, G2)
+    if gate < 0:
+        return
+    first, count = tile_range(axis, batch, a0, a1, a2, V)
+    share_ptr += first
+    bias = tl.zeros((BLOCK,), tl.float32)
+    weight = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        bias += tl.load(share_ptr + offs, mask=offs < count, other=0.0)
+        weight += tl.load(share_ptr + tiles + offs, mask=offs < count, other=0.0)
+    tl.store(grad_bias_ptr + gate, tl.sum(bias, axis=0))
+    tl.store(grad_weight_ptr + gate, tl.sum(weight, axis=0))
+
+
+@triton.jit
+def planes_kernel(
+    planes_ptr,
+    work_ptr,
+    weight_ptr,
+    bn_weight_ptr,
+    stats_ptr,
+    grad_bias_ptr,
+    grad_weight_ptr,
+    grad_planes_ptr,
+    taps_ptr,
+    batch,
+    a0,
+    a1,
+    a2,
+    positions,
+    TRAINING: tl.constexpr,
+    GATES: tl.constexpr,
+    G0: tl.constexpr,
+    G1: tl.constexpr,
+    G2: tl.constexpr,
+    TURNED: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    """Gradients of the pooled planes and a tile's share of the gradient of the taps.
+
+    du = weight * rstd * (dv - (sum dv + uhat * sum dv * uhat) / count in training);
+    dq[i, j] = sum w[dy, dx] * du[i - dy + p, j - dx + p];  dw[dy, dx] = sum q[i, j] * the same du.
+    Program (tile, plane) owns V x V positions of the maxima or of the means; what goes to the means
+    is divided by the pooled length.
+    """
+    V: tl.constexpr = TILE - K + 1
+    tile = tl.program_id(0).to(tl.int64) // 2
+    plane = tl.program_id(0).to(tl.int64) % 2
+    axis, rows, cols, length, row, col, base, _ = tile_of(tile, batch, a0, a1, a2, V)
+    gate = gate_of(axis, G0, G1, G2)
+    if gate < 0:
+        return
+    halo, near = window(row - K // 2, col - K // 2, rows, cols, TILE)
+    du = tl.load(work_ptr + positions + base + halo, mask=near, other=0.0)
+    if TRAINING:
+        uhat = tl.load(work_ptr + 2 * (base * 0 + positions) + base + halo, mask=near, other=0.0)
+        shift = tl.load(grad_bias_ptr + gate) + uhat * tl.load(grad_weight_ptr + gate)
+        du -= shift * tl.div_rn(1.0, (rows * cols * batch).to(tl.float32))
+    du *= tl.load(bn_weight_ptr + gate).to(tl.float32) * tl.load(stats_ptr + 2 * GATES + gate)
+    du = tl.where(near, du, 0.0)
+    down, right = tl.where(axis == TURNED, 1, K), tl.where(axis == TURNED, K, 1)
+    planes_ptr += plane * positions + base
+    weight_ptr += (gate * 2 + plane) * K * K
+    taps_ptr += (tile * 2 + plane) * K * K
+    dq = tl.zeros((TILE, TILE), tl.float32)
+    line = tl.arange(0, TILE)
+    c = (col + line)[None, None, :]
+    for first in range(0, K, TAPS):
+        dy = first + tl.arange(0, TAPS)
+        own = line[None, :, None] - dy[:, None, None]
+        r = row + own
+        mine = (own >= 0) & (own < V) & (r < rows) & (dy[:, None, None] < K)
+        mine &= (line[None, None, :] < V) & (c < cols)
+        q = tl.load(planes_ptr + r * cols + c, mask=mine, other=0.0)
+        acc = tl.zeros((TAPS, TILE, TILE), tl.float32)
+        for dx in range(K):
+            at = (K - 1 - dy) * down + (K - 1 - dx) * right
+            part = shifted(du, dx, TILE)[None, :, :]
+            w = tl.load(weight_ptr + at, mask=dy < K, other=0.0).to(tl.float32)
+            acc += w[:, None, None] * part
+            product = tl.reshape(tl.where(mine, q * part, 0.0), (TAPS, TILE * TILE))
+            tl.store(taps_ptr + at, tl.sum(product, axis=1), mask=dy < K)
+        dq += fold_rows(acc, dy, K, TILE, TAPS)
+    dq *= tl.where(plane == 1, tl.div_rn(1.0, length.to(tl.float32)), 1.0)
+    offs, mask = window(row, col, rows, cols, TILE)
+    tl.store(grad_planes_ptr + plane * positions + base + offs, dq, mask=mask & owned(TILE, 0, V))
+
+
+@triton.jit
+def taps_kernel(
+    taps_ptr,
+    grad_ptr,
+    batch,
+    a0,
+    a1,
+    a2,
+    G0: tl.constexpr,
+    G1: tl.constexpr,
+    G2: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TAPS: tl.constexpr,
+):
+    """Sums the tiles' shares of the gradient of the taps; a program owns BLOCK_TAPS of a gate."""
+    axis = tl.program_id(0).to(tl.int64)
+    gate = gate_of(axis, G0, G1, G2)
+    if gate < 0:
+        return
+    first, count = tile_range(axis, batch, a0, a1, a2, V)
+    taps = tl.program_id(1) * BLOCK_TAPS + tl.arange(0, BLOCK_TAPS)
+    acc = tl.zeros((BLOCK, BLOCK_TAPS), tl.float32)
+    for start in range(0, count, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        mask = (offs[:, None] < count) & (taps[None, :] < 2 * K * K)
+        at = (first + offs)[:, None] * (2 * K * K) + taps[None, :]
+        acc += tl.load(taps_ptr + at, mask=mask, other=0.0)
+    total = tl.sum(acc, axis=0)
+    tl.store(grad_ptr + gate * 2 * K * K + taps, total, mask=taps < 2 * K * K)
+
+
+@triton.jit
+def pooled_grad(dq_ptr, index_ptr, positions, offs, mask, at):
+    """Gradient through a pooled position: its mean's share, and its maximum's at the argmax."""
+    mean = tl.load(dq_ptr + positions + offs, mask=mask, other=0.0)
+    top = tl.load(dq_ptr + offs, mask=mask, other=0.0)
+    index = tl.load(index_ptr + offs, mask=mask, other=-1).to(tl.int32)
+    return mean, top, index
+
+
+@triton.jit
+def grad_x_kernel(
+    grad_ptr,
+    out_ptr,
+    work_ptr,
+    dq_ptr,
+    index_ptr,
+    positions,
+    batch,
+    a0,
+    a1,
+    a2,
+    rows,
+    stride_gn,
+    stride_g0,
+    stride_g1,
+    stride_g2,
+    stride_on,
+    stride_o0,
+    stride_o1,
+    stride_o2,
+    GATES: tl.constexpr,
+    G0: tl.constexpr,
+    G1: tl.constexpr,
+    G2: tl.constexpr,
+    BLOCK1: tl.constexpr,
+    BLOCK2: tl.constexpr,
+):
+    """grad_x = grad * (sum of gates) / GATES + the shares of the means + those of the argmaxima.
+
+    One program owns rows x BLOCK1 x BLOCK2 elements; one read of grad, one write. Order of the
+    programs as in the forward: from the last to the first.
+    """
+    pid = tl.num_programs(0).to(tl.int64) - 1 - tl.program_id(0)
+    n, t0, t1, t2 = block_of(pid, a0, a1, a2, rows, BLOCK1, BLOCK2)
+    offs1 = t1 * BLOCK1 + tl.arange(0, BLOCK1)
+    offs2 = t2 * BLOCK2 + tl.arange(0, BLOCK2)
+    inside = (offs1[:, None] < a1) & (offs2[None, :] < a2)
+    grad_ptr += n * stride_gn + offs1[:, None] * stride_g1 + offs2[None, :] * stride_g2
+    out_ptr += n * stride_on + offs1[:, None] * stride_o1 + offs2[None, :] * stride_o2
+    plane1 = (n * 0 + batch) * a1 * a2 + n * a0 * a2
+    plane2 = (n * 0 + batch) * (a1 * a2 + a0 * a2) + n * a0 * a1
+    gate0 = tl.zeros((BLOCK1, BLOCK2), tl.float32)
+    mean0 = tl.zeros((BLOCK1, BLOCK2), tl.float32)
+    if G0 >= 0:
+        at0 = n * a1 * a2 + offs1[:, None] * a2 + offs2[None, :]
+        gate0 = tl.load(work_ptr + at0, mask=inside, other=0.0)
+        mean0, top0, index0 = pooled_grad(dq_ptr, index_ptr, positions, at0, inside, 0)
+    lo = t0 * rows
+    for i0 in range(lo, tl.minimum(lo + rows, a0)):
+        grad = tl.load(grad_ptr + i0 * stride_g0, mask=inside, other=0.0).to(tl.float32)
+        at1, mask1 = plane1 + i0 * a2 + offs2, offs2 < a2
+        mean1, top1, index1 = pooled_grad(dq_ptr, index_ptr, positions, at1, mask1, 0)
+        gate = gate0 + tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
+        out = mean0 + mean1[None, :] + tl.where(offs1[:, None] == index1[None, :], top1[None, :], 0)
+        if G0 >= 0:
+            out += tl.where(index0 == i0, top0, 0.0)
+        if G2 >= 0:
+            at2, mask2 = plane2 + i0 * a1 + offs1, offs1 < a1
+            mean2, top2, index2 = pooled_grad(dq_ptr, index_ptr, positions, at2, mask2, 0)
+            gate += tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
+            out += mean2[:, None]
+            out += tl.where(offs2[None, :] == index2[:, None], top2[:, None], 0.0)
+        out += grad * (gate * (1.0 / GATES))
+        tl.store(out_ptr + i0 * stride_o0, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    conv_weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    stats: Tensor,
+    planes: Tensor,
+    index: Tensor,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(grad_x, grad_conv_weight, grad_bn_weight, grad_bn_bias), the last three in float32."""
+    grad_x, gates = like_input(x), conv_weight.shape[0]
+    grad_conv = torch.empty(conv_weight.shape, dtype=torch.float32, device=x.device)
+    grad_weight, grad_bias = torch.empty_like(stats[0]), torch.empty_like(stats[0])
+    if x.numel() == 0:
+        return grad_x, grad_conv.zero_(), grad_weight.zero_(), grad_bias.zero_()
+    view = memory_view(x, gates)
+    if not readable(x, view):
+        x = x.contiguous()
+        view = memory_view(x, gates)
+    grad = grad_out if readable(grad_out, view) else like_layout(x, grad_out)
+    if not readable(grad, view):
+        grad = torch.empty_like(x).copy_(grad)
+    sums, _, parts = pool(x, grad, view, NO_KEYS.value)
+    work, dq = _plane_grads(
+        view, parts, sums, conv_weight.contiguous(), bn_weight.contiguous(), bn_bias.contiguous(),
+        stats.contiguous(), planes, training, grad_conv, grad_weight, grad_bias,
+    )  # fmt: skip
+    tiles = tiling(view, x.element_size(), 16, 1024)
+    grad_x_kernel[(view.batch * tiles.programs,)](
+        grad,
+        grad_x,
+        work,
+        dq,
+        index,
+        view.positions,
+        view.batch,
+        *view.sizes,
+        tiles.rows,
+        *view.strides(grad),
+        *view.strides(grad_x),
+        GATES=gates,
+        **view.constants(),
+        BLOCK1=tiles.block1,
+        BLOCK2=tiles.block2,
+    )
+    return grad_x, grad_conv, grad_weight, grad_bias
+
+
+def _plane_grads(
+    view: View,
+    parts: tuple[int, int, int],
+    sums: Tensor,
+    conv_weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    stats: Tensor,
+    planes: Tensor,
+    training: bool,
+    grad_conv: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(gates first of three planes of work, gradients of maxima and means); fills the grads."""
+    conv = conv_tile(conv_weight.shape[-1])
+    size, tiles = view.positions, plane_tiles(view.batch, view.sizes, conv)
+    taps, valid = 2 * conv["K"] ** 2, conv["TILE"] - conv["K"] + 1
+    work, dq = sums.new_empty(3 * size), sums.new_empty(2 * size)
+    shares, tap_shares = sums.new_empty(2 * tiles), sums.new_empty(tiles * taps)
+    where = (view.batch, *view.sizes)
+    mapping = {"GATES": conv_weight.shape[0], **view.constants(), "TURNED": view.turned, **conv}
+    logits_kernel[(tiles,)](
+        planes, sums, conv_weight, bn_weight, bn_bias, stats, work, shares,
+        *where, *parts, tiles, size, **mapping,
+    )  # fmt: skip
+    sums_kernel[(3,)](
+        shares, grad_bias, grad_weight, *where, tiles, **view.constants(), V=valid, BLOCK=1024
+    )
+    planes_kernel[(2 * tiles,)](
+        planes, work, conv_weight, bn_weight, stats, grad_bias, grad_weight, dq, tap_shares,
+        *where, size, TRAINING=training, **mapping,
+    )  # fmt: skip
+    taps_kernel[(3, triton.cdiv(taps, 16))](
+        tap_shares, grad_conv, *where,
+        **view.constants(), K=conv["K"], V=valid, BLOCK=256, BLOCK_TAPS=16,
+    )  # fmt: skip
+    return work, dq
