@@ -32,7 +32,7 @@ def build_loss(name: str, classes: int) -> Loss:
         ValueError: ``classes`` is below 2.
     """
     if name not in LOSSES:
-        raise UserError(f"--loss {name} is unknown: choose one of {', '.join(LOSSES)}.", code=2)
+        raise UserError(f"--loss {name}: unknown; known: {', '.join(LOSSES)}.", code=2)
     if classes < 2:
         raise ValueError(f"classes must be at least 2, background included, got {classes}")
     loss = LOSSES[name]()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..errors import UserError
-from .files import quote
+from .files import first_of, quote
 from .table import Sample
 
 MOST_FOUND = 32  # more values than this, without classes.json, are a photograph and not a mask
@@ -70,10 +70,9 @@ def _refuse_unknown(
     ]
     if strange:
         mask, unknown = strange[0]
-        others = f" (as {len(strange) - 1} other masks have)" if len(strange) > 1 else ""
         raise UserError(
-            f"{mask} has {quote(unknown)} of no class{others}; {path} lists {quote(named)}: "
-            "correct the mask or add the class.",
+            f"{mask}{first_of(len(strange))} has {quote(unknown)}, but {path} lists "
+            f"{quote(named)}: correct the mask or add the class.",
             code=3,
         )
 

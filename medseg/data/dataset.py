@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -14,11 +15,17 @@ from .geometry import fit_image, fit_mask
 from .table import Sample, Table
 
 
-class SegmentationSet(Dataset[dict[str, Tensor | int]]):
+class Item(TypedDict):
+    """What a network learns from."""
+
+    image: Tensor  # float32 (C, size, size) in 0..1
+    mask: Tensor  # int64 (size, size): class indices, -1 beside the image
+    index: int  # in the samples of the set
+
+
+class SegmentationSet(Dataset[Item]):
     """Image and mask of each sample, fitted into a square (``geometry`` says how).
 
-    An item is {"image": float32 (C, size, size) in 0..1, "mask": int64 (size, size), "index": int}.
-    The mask holds class indices, and -1 beside the image. ``index`` counts in ``samples``.
     The fitted squares are kept in memory up to ``cache_bytes``, read once when the set is made,
     before the loader forks its workers; what does not fit is read again each time.
 
@@ -46,7 +53,7 @@ class SegmentationSet(Dataset[dict[str, Tensor | int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+    def __getitem__(self, index: int) -> Item:
         kept = index < len(self._kept)
         pixels, mask = self._kept[index] if kept else self._read(self.samples[index])
         image = np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)

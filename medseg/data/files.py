@@ -102,6 +102,11 @@ def quote(values: Iterable[int], most: int = 8) -> str:
     return f"the value{'s' if len(known) > 1 else ''} {text}"
 
 
+def first_of(count: int) -> str:
+    """ " (the first of 3 such files)": what a sentence about one file says of the others."""
+    return f" (the first of {count} such files)" if count > 1 else ""
+
+
 def parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """[work(item) for item in items] on a few threads: OpenCV releases the interpreter lock."""
     _prepare_opencv()

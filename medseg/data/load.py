@@ -10,7 +10,15 @@ from pathlib import Path
 
 from ..errors import UserError
 from .classes import class_table
-from .files import EXTENSIONS, parallel, present_values, quote, read_image, read_mask_values
+from .files import (
+    EXTENSIONS,
+    first_of,
+    parallel,
+    present_values,
+    quote,
+    read_image,
+    read_mask_values,
+)
 from .table import Sample, Table
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -84,8 +92,8 @@ def _pair_by_stem(root: Path) -> list[tuple[Path, Path]]:
     ):
         if missing:
             raise UserError(
-                f"{other[missing[0]]} has no {kind} of the same name in {root / kind}s"
-                f"{_more(len(missing))}: add it, take the file out, or list pairs in split.csv.",
+                f"{other[missing[0]]}{first_of(len(missing))} has no {kind} of the same name in "
+                f"{root / kind}s: add it, take the file out, or list pairs in split.csv.",
                 code=3,
             )
     return [(images[stem], masks[stem]) for stem in sorted(images)]
@@ -204,7 +212,8 @@ def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:
     seen = parallel(look, samples)
     errors = [item for item in seen if isinstance(item, UserError)]
     if errors:
-        raise UserError(f"{errors[0]}{_others(len(errors))}", code=3)
+        sentence = str(errors[0]).removesuffix(".")
+        raise UserError(f"{sentence}{first_of(len(errors))}.", code=3)
     good = [item for item in seen if not isinstance(item, UserError)]
     return max(channels for channels, _ in good), [values for _, values in good]
 
@@ -222,11 +231,3 @@ def _refuse_single_class(root: Path, samples: list[Sample], found: list[list[int
 
 def _union(lists: Iterable[list[int]]) -> set[int]:
     return {value for values in lists for value in values}
-
-
-def _more(count: int) -> str:
-    return f" (nor have {count - 1} others)" if count > 1 else ""
-
-
-def _others(count: int) -> str:
-    return f" ({count - 1} more files cannot be used)" if count > 1 else ""

@@ -224,9 +224,9 @@ def _photograph(canvas: Canvas, draw: np.random.Generator) -> np.ndarray:
     """Light through the dyes, lamp, focus, camera: RGB uint8."""
     size, unit = canvas.mask.shape[0], canvas.unit
     dyes = DYES * draw.uniform(0.85, 1.15, DYES.shape).astype(np.float32)
-    light = np.exp(-(canvas.density * np.float32(draw.uniform(0.7, 1.2))) @ dyes)
-    glass = np.array(GLASS[int(draw.integers(len(GLASS)))], np.float32) * draw.uniform(0.85, 1.0)
-    tilt = draw.uniform(-0.12, 0.12, 2)
+    light = np.exp(-(canvas.density * np.float32(draw.uniform(0.6, 1.2))) @ dyes)
+    glass = np.array(GLASS[int(draw.integers(len(GLASS)))], np.float32) * draw.uniform(0.7, 1.0)
+    tilt = draw.uniform(-0.15, 0.15, 2)
     down, right = canvas.rows / size - 0.5, canvas.columns / size - 0.5
     lamp = 1 + tilt[0] * down + tilt[1] * right - draw.uniform(0, 0.35) * (down**2 + right**2)
     haze = _texture(draw, size, 12 * unit, 0.012)
