@@ -47,6 +47,9 @@ MEDSEG_INLINE void for_each_image(int64_t images, Body body) {
   for (int64_t base = 0; base < images;) {
     const int64_t group = smaller(images - base, threads), parts = threads / group;
     const int64_t slot = thread / parts;
+    if (parts > 1 && base > 0) {  // a slot may still be in use by the thread that had it alone
+#pragma omp barrier
+    }
     body(Place{slot < group, base + slot, slot, thread % parts, parts});
     base += group;
   }
