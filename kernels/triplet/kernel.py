@@ -16,6 +16,7 @@ from .kernel_gates import conv_tile, gates_kernel, normalised, plane_tiles, stat
 from .kernel_planes import (
     PAIRS_32,
     PAIRS_64,
+    STREAM_WARPS,
     VALUES,
     View,
     block_of,
@@ -136,7 +137,8 @@ def forward(
     values = _gates(
         x, conv_weight, bn, (running_mean, running_var), eps, view, training, stats, planes, index
     )
-    tiles = tiling(view, x.element_size(), 16, 1024)
+    size = x.element_size()
+    tiles = tiling(view, size, 8192 // size, 16, 16, STREAM_WARPS)
     apply_kernel[(view.batch * tiles.programs,)](
         x,
         out,
@@ -151,8 +153,7 @@ def forward(
         NORM=training,
         GATES=gates,
         **view.constants(),
-        BLOCK1=tiles.block1,
-        BLOCK2=tiles.block2,
+        **tiles.constants(),
     )
     return out, stats, planes, index
 

@@ -23,7 +23,7 @@ from .kernel_gates import (
     tile_range,
     window,
 )
-from .kernel_planes import NO_KEYS, View, block_of, memory_view, pool, readable, tiling
+from .kernel_planes import NO_KEYS, STREAM_WARPS, View, block_of, memory_view, pool, readable, tiling
 
 
 @triton.jit
@@ -231,8 +231,8 @@ def taps_kernel(
 
 
 @triton.jit
-def pooled_grad(dq_ptr, index_ptr, positions, offs, mask, at):
-    """Gradient through a pooled position: its mean's share, and its maximum's at the argmax."""
+def pooled_grad(dq_ptr, index_ptr, positions, offs, mask):
+    """What a pooled position sends back: to all of its line, to its maximum, and where that is."""
     mean = tl.load(dq_ptr + positions + offs, mask=mask, other=0.0)
     top = tl.load(dq_ptr + offs, mask=mask, other=0.0)
     index = tl.load(index_ptr + offs, mask=mask, other=-1).to(tl.int32)
@@ -286,19 +286,19 @@ def grad_x_kernel(
     if G0 >= 0:
         at0 = n * a1 * a2 + offs1[:, None] * a2 + offs2[None, :]
         gate0 = tl.load(work_ptr + at0, mask=inside, other=0.0)
-        mean0, top0, index0 = pooled_grad(dq_ptr, index_ptr, positions, at0, inside, 0)
+        mean0, top0, index0 = pooled_grad(dq_ptr, index_ptr, positions, at0, inside)
     lo = t0 * rows
     for i0 in range(lo, tl.minimum(lo + rows, a0)):
         grad = tl.load(grad_ptr + i0 * stride_g0, mask=inside, other=0.0).to(tl.float32)
         at1, mask1 = plane1 + i0 * a2 + offs2, offs2 < a2
-        mean1, top1, index1 = pooled_grad(dq_ptr, index_ptr, positions, at1, mask1, 0)
+        mean1, top1, index1 = pooled_grad(dq_ptr, index_ptr, positions, at1, mask1)
         gate = gate0 + tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
         out = mean0 + mean1[None, :] + tl.where(offs1[:, None] == index1[None, :], top1[None, :], 0)
         if G0 >= 0:
             out += tl.where(index0 == i0, top0, 0.0)
         if G2 >= 0:
             at2, mask2 = plane2 + i0 * a1 + offs1, offs1 < a1
-            mean2, top2, index2 = pooled_grad(dq_ptr, index_ptr, positions, at2, mask2, 0)
+            mean2, top2, index2 = pooled_grad(dq_ptr, index_ptr, positions, at2, mask2)
             gate += tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
             out += mean2[:, None]
             out += tl.where(offs2[None, :] == index2[:, None], top2[:, None], 0.0)
@@ -336,7 +336,7 @@ def backward(
         view, parts, sums, conv_weight.contiguous(), bn_weight.contiguous(), bn_bias.contiguous(),
         stats.contiguous(), planes, training, grad_conv, grad_weight, grad_bias,
     )  # fmt: skip
-    tiles = tiling(view, x.element_size(), 16, 1024)
+    tiles = tiling(view, x.element_size(), 2048, 8, 16, STREAM_WARPS)
     grad_x_kernel[(view.batch * tiles.programs,)](
         grad,
         grad_x,
@@ -351,8 +351,7 @@ def backward(
         *view.strides(grad_x),
         GATES=gates,
         **view.constants(),
-        BLOCK1=tiles.block1,
-        BLOCK2=tiles.block2,
+        **tiles.constants(),
     )
     return grad_x, grad_conv, grad_weight, grad_bias
 
@@ -388,7 +387,7 @@ def _plane_grads(
     )
     planes_kernel[(2 * tiles,)](
         planes, work, conv_weight, bn_weight, stats, grad_bias, grad_weight, dq, tap_shares,
-        *where, size, TRAINING=training, **mapping,
+        *where, size, TRAINING=training, **{**mapping, "num_warps": 8},
     )  # fmt: skip
     taps_kernel[(3, triton.cdiv(taps, 16))](
         tap_shares, grad_conv, *where,

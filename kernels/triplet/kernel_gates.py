@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .kernel_planes import NO_KEYS, least, untagged
 
-MAX_KERNEL = 65
+MAX_KERNEL = 49  # of a tile of 64 positions 16 are left to own
 
 
 def conv_tile(kernel_size: int) -> dict[str, int]:
@@ -22,10 +22,11 @@ def conv_tile(kernel_size: int) -> dict[str, int]:
     """
     if kernel_size > MAX_KERNEL:
         raise ValueError(f"triton serves kernels up to {MAX_KERNEL}, got {kernel_size}")
-    tile = 32 if kernel_size <= 9 else 64 if kernel_size <= 33 else 128
-    most = {32: 8, 64: 2, 128: 1}[tile]
-    rows = min(most, triton.next_power_of_2(kernel_size))
-    return {"K": kernel_size, "TILE": tile, "TAPS": rows, "num_warps": 4 if tile == 32 else 8}
+    if kernel_size <= 9:
+        tile, rows, warps = 32, min(8, triton.next_power_of_2(kernel_size)), 4
+    else:
+        tile, rows, warps = 64, 2, 8
+    return {"K": kernel_size, "TILE": tile, "TAPS": rows, "num_warps": warps}
 
 
 def plane_tiles(batch: int, sizes: tuple[int, int, int], constants: dict[str, int]) -> int:

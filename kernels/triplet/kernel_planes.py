@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 256  # two blocks of the pool for each multiprocessor of a large GPU
-TILE_BYTES = 8192  # four 16-byte loads in flight for each of 128 threads
-ROW_BYTES = 256
+ROW_BYTES = 256  # of a tile, so that a half warp reads whole lines
+POOL_WARPS = 1024  # warps that keep a large GPU's memory busy where each has much in flight
+STREAM_WARPS = 4096  # the same where each has little
 NO_KEYS, VALUES, PAIRS_32, PAIRS_64 = (tl.constexpr(i) for i in range(4))
 
 
@@ -57,28 +57,35 @@ def readable(x: Tensor, view: View) -> bool:
 
 
 class Tiling(NamedTuple):
-    """Tile (block1, block2), ``rows`` of A0 per program, tiles along each memory axis."""
+    """Tile (block1, block2), ``rows`` of A0 per program, warps, tiles along each memory axis."""
 
     block1: int
     block2: int
     rows: int
+    warps: int
     counts: tuple[int, int, int]
 
     @property
     def programs(self) -> int:
         return self.counts[0] * self.counts[1] * self.counts[2]
 
+    def constants(self) -> dict[str, int]:
+        return {"BLOCK1": self.block1, "BLOCK2": self.block2, "num_warps": self.warps}
 
-def tiling(view: View, element_size: int, most_rows: int, programs: int) -> Tiling:
-    """Blocks near to cubes (few partial sums), smaller only until ``programs`` are reached."""
+
+def tiling(
+    view: View, element_size: int, elements: int, per_thread: int, rows: int, warps: int
+) -> Tiling:
+    """Tiles of up to ``elements`` and up to ``rows`` of them, fewer until ``warps`` are busy."""
     a0, a1, a2 = view.sizes
     block2 = min(triton.next_power_of_2(a2), ROW_BYTES // element_size)
-    block1 = min(triton.next_power_of_2(a1), TILE_BYTES // element_size // block2)
+    block1 = min(triton.next_power_of_2(a1), elements // block2)
     flat = triton.cdiv(a1, block1), triton.cdiv(a2, block2)
-    rows = min(most_rows, triton.next_power_of_2(a0))
-    while rows > 4 and view.batch * flat[0] * flat[1] * triton.cdiv(a0, rows) < programs:
+    each = min(8, max(1, block1 * block2 // (32 * per_thread)))
+    rows = min(rows, triton.next_power_of_2(a0))
+    while rows > 4 and view.batch * flat[0] * flat[1] * triton.cdiv(a0, rows) * each < warps:
         rows //= 2
-    return Tiling(block1, block2, rows, (triton.cdiv(a0, rows), *flat))
+    return Tiling(block1, block2, rows, each, (triton.cdiv(a0, rows), *flat))
 
 
 @triton.jit
@@ -104,10 +111,12 @@ def sort_order(x, inside, KEYS: tl.constexpr):
 def tagged(order, index, KEYS: tl.constexpr):
     """The order with the position below it, so that one integer maximum finds the first maximum."""
     if KEYS == VALUES:
-        return order
-    if KEYS == PAIRS_32:
-        return ((order << 16) | (0xFFFF - index)).to(tl.int32)
-    return (order.to(tl.int64) << 32) | (0x7FFFFFFF - index)
+        key = order
+    elif KEYS == PAIRS_32:
+        key = ((order << 16) | (0xFFFF - index)).to(tl.int32)
+    else:
+        key = (order.to(tl.int64) << 32) | (0x7FFFFFFF - index)
+    return key
 
 
 @triton.jit
@@ -116,23 +125,23 @@ def untagged(key, dtype: tl.constexpr, KEYS: tl.constexpr):
     if KEYS == PAIRS_32:
         order = key >> 16
         bits = (order ^ ((order >> 31) & 0x7FFF)).to(tl.int16)
-        return bits.to(dtype, bitcast=True).to(tl.float32), 0xFFFF - (key & 0xFFFF)
-    if KEYS == PAIRS_64:
-        order = (key >> 32).to(tl.int32)
-        index = (0x7FFFFFFF - (key & 0x7FFFFFFF)).to(tl.int32)
+        value = bits.to(dtype, bitcast=True).to(tl.float32)
+        index = 0xFFFF - (key & 0xFFFF)
     else:
-        order = key
-        index = tl.zeros_like(key)
-    bits = order ^ ((order >> 31) & 0x7FFFFFFF)
-    return bits.to(tl.float32, bitcast=True), index
+        order = (key >> 32).to(tl.int32) if KEYS == PAIRS_64 else key
+        index = (0x7FFFFFFF - (key & 0x7FFFFFFF)).to(tl.int32)
+        value = (order ^ ((order >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return value, index
 
 
 @triton.jit
 def least(shape: tl.constexpr, KEYS: tl.constexpr):
     """A tensor of the key below every other."""
     if KEYS == PAIRS_64:
-        return tl.full(shape, -0x8000000000000000, tl.int64)
-    return tl.full(shape, -0x80000000, tl.int32)
+        key = tl.full(shape, -0x8000000000000000, tl.int64)
+    else:
+        key = tl.full(shape, -0x80000000, tl.int32)
+    return key
 
 
 @triton.jit
@@ -228,7 +237,8 @@ def pool(
     x: Tensor, grad: Tensor | None, view: View, keys: int
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
     """(partial sums, partial keys, partial planes per memory axis) of x, or of x * grad."""
-    tiles = tiling(view, x.element_size(), 64, PROGRAMS)
+    size = x.element_size()
+    tiles = tiling(view, size, 8192 // size, 16, 64, POOL_WARPS)
     a0, a1, a2 = view.sizes
     shares = tiles.counts[0] * a1 * a2 + tiles.counts[1] * a0 * a2 + tiles.counts[2] * a0 * a1
     sums = torch.empty(view.batch * shares, dtype=torch.float32, device=x.device)
@@ -247,7 +257,6 @@ def pool(
         HAS_GRAD=grad is not None,
         KEYS=keys,
         **view.constants(),
-        BLOCK1=tiles.block1,
-        BLOCK2=tiles.block2,
+        **tiles.constants(),
     )
     return sums, best, tiles.counts
