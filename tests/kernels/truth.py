@@ -1,0 +1,72 @@
+"""The rule every fast op is held to, and the inputs it is held to it on.
+
+Truth is the reference in float64. The fused error may be at most twice the error of the plain
+reference at the same dtype (three times for gradients), plus a floor of a few roundings of the
+accumulator: where the plain reference happens to be exact, ours may still round.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A power of two, an odd one, smaller than any block or vector, a tall and a flat one, one of a
+# model; five images leave a last one for two threads to share.
+SHAPES = ((4, 8, 16, 16), (2, 7, 17, 19), (1, 3, 2, 2), (3, 16, 33, 1), (1, 5, 1, 9), (5, 64, 32, 32))
+FLOOR = {torch.float64: 1e-13}  # relative to the largest value; float32 accumulators otherwise
+FLOOR_FLOAT32 = 1e-6
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """Largest deviation, relative to the largest value of the truth."""
+    if truth.numel() == 0:
+        return 0.0
+    scale = float(truth.abs().max())
+    return float((got.detach().double().cpu() - truth).abs().max()) / (scale or 1.0)
+
+
+def gradients(fn: Callable[..., Tensor], tensors: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """[output, gradient of every tensor], the tensors' strides kept."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    out = fn(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, cotangent.to(out))]
+
+
+def check(
+    fused: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    x: Tensor,
+    params: list[Tensor],
+    *,
+    seed: int = 0,
+) -> None:
+    """Holds ``fused(x, *params)`` and its gradients to the rule; x's layout must be kept."""
+    generator = torch.Generator().manual_seed(seed)
+    cotangent = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    wide = [t.detach().double().cpu() for t in (x, *params)]
+    truth = gradients(reference, wide, cotangent.double().cpu())
+    plain = gradients(reference, [x, *params], cotangent)
+    got = gradients(fused, [x, *params], cotangent)
+    floor = FLOOR.get(x.dtype, FLOOR_FLOAT32)
+    names = ("out", "grad_x", *(f"grad of parameter {i}" for i in range(len(params))))
+    for i, (name, t, p, g) in enumerate(zip(names, truth, plain, got, strict=True)):
+        allowed = (2 if i == 0 else 3) * error(p, t) + floor * (1 if i < 2 else 10)
+        assert error(g, t) <= allowed, f"{name}: {error(g, t):.3g} > {allowed:.3g}"
+        assert g.dtype == p.dtype and g.shape == p.shape, name
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        assert got[0].stride() == torch.empty_like(x).stride()
+    else:
+        assert got[0].is_contiguous()
+
+
+def layouts(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Iterator[Tensor]:
+    """The same kind of map contiguous, channels_last, and cut out of a larger one."""
+    generator = torch.Generator().manual_seed(hash(shape) % 1000)
+    n, c, h, w = shape
+    large = torch.randn((n, c + 2, h + 1, w + 3), generator=generator, dtype=torch.float64)
+    large = large.to(device, dtype)
+    cut = large[:, 1:-1, 1:, 2:-1]
+    yield cut.contiguous()
+    yield cut.contiguous(memory_format=torch.channels_last)
+    yield cut
