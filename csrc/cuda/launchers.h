@@ -1,0 +1,106 @@
+// What the CUDA objects offer: argument blocks on bare pointers, and one launcher per function.
+//
+// A launcher takes a stream, allocates nothing and returns the launch error. Scratch is given by
+// the caller: `*_scratch` says how many bytes, the pointer must be aligned to 16.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace medseg::cuda {
+
+// Numbered as in csrc/cpu; float64 is left to the reference.
+enum Dtype : int { kFloat32 = 0, kBFloat16 = 2, kFloat16 = 3 };
+
+// A small parameter in its own dtype, read where it is used: a cast would be one more launch.
+struct Param {
+  const void* data;  // null: absent
+  int dtype;
+};
+
+// x is (n, c, hw): planes of hw dense elements, or, with channels_last, pixels of c dense ones.
+struct EcaShape {
+  int64_t n, c, hw;
+  int64_t stride_n, pitch;  // of x: between images; between planes (channels_last: pixels)
+  bool channels_last;
+  int taps;
+};
+
+// out, grad_out and grad_x are dense in the memory order of x.
+struct EcaForward {
+  EcaShape shape;
+  const void* x;
+  Param weight, bias;  // (taps), (1) or absent
+  void* out;
+  float* saved;  // (2, n, c): mean, gate
+  void* scratch;
+};
+
+struct EcaBackward {
+  EcaShape shape;
+  const void* x;
+  const void* grad_out;
+  Param weight;
+  const float* saved;
+  void* grad_x;        // null: not wanted
+  float* grad_weight;  // (taps)
+  float* grad_bias;    // (1)
+  void* scratch;
+};
+
+size_t eca_scratch(int dtype, const EcaShape& shape);
+cudaError_t eca_forward(int dtype, const EcaForward& args, cudaStream_t stream);
+cudaError_t eca_backward(int dtype, const EcaBackward& args, cudaStream_t stream);
+
+// The largest triplet kernel: three haloed tiles of its backward must fit in shared memory.
+constexpr int kMaxTripletTaps = 25;
+
+// x per image is a 3-D array (a[0], a[1], a[2]) in memory order, a[2] dense. Plane m pools over
+// memory axis m and spans the two others in memory order; gate[m] names the gate it feeds (-1:
+// none), turned[m] says that the gate sees this plane transposed: its taps are transposed instead.
+struct TripletShape {
+  int64_t n, a[3];
+  int64_t stride_n, stride_0, stride_1;  // of x; out, grad_out and grad_x are dense
+  int gate[3];
+  bool turned[3];
+  int gates, taps;
+  bool training;
+  float eps;
+};
+
+// planes: for each plane m with a gate, in order: maximum (n, plane), then mean (n, plane).
+// index: likewise (n, plane): where along axis m the first maximum lies.
+struct TripletForward {
+  TripletShape shape;
+  const void* x;
+  Param conv_weight, bn_weight, bn_bias, running_mean, running_var;
+  void* out;
+  float* stats;     // (3, gates): mean, unbiased variance, 1 / sqrt(variance + eps)
+  float* planes;    // null: nothing is kept
+  void* index;      // null with planes
+  int index_bytes;  // 2 or 4
+  void* scratch;
+};
+
+struct TripletBackward {
+  TripletShape shape;
+  const void* x;
+  const void* grad_out;
+  Param conv_weight, bn_weight, bn_bias;
+  const float* stats;
+  const float* planes;
+  const void* index;
+  int index_bytes;
+  void* grad_x;
+  float* grad_conv_weight;  // (gates, 2, taps, taps)
+  float* grad_bn_weight;    // (gates)
+  float* grad_bn_bias;      // (gates)
+  void* scratch;
+};
+
+size_t triplet_scratch(int dtype, const TripletShape& shape, bool backward);
+cudaError_t triplet_forward(int dtype, const TripletForward& args, cudaStream_t stream);
+cudaError_t triplet_backward(int dtype, const TripletBackward& args, cudaStream_t stream);
+
+}  // namespace medseg::cuda

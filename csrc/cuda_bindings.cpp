@@ -1,0 +1,146 @@
+// medseg.kernels._cuda: addresses and sizes in, nothing checked twice, the GIL released. A launch
+// error comes out as RuntimeError. Importing it touches no driver.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/launchers.h"
+
+#ifndef MEDSEG_CUDA_ARCHS
+#define MEDSEG_CUDA_ARCHS ""
+#endif
+
+namespace py = pybind11;
+namespace cuda = medseg::cuda;
+
+namespace {
+
+using Parameter = std::pair<uintptr_t, int>;  // address (0: absent), dtype
+
+void* address(uintptr_t p) { return reinterpret_cast<void*>(p); }
+float* floats(uintptr_t p) { return reinterpret_cast<float*>(p); }
+cuda::Param param(const Parameter& p) { return {address(p.first), p.second}; }
+
+// Runs a launcher on the device of its tensors: this module has a CUDA runtime of its own, which
+// need not share PyTorch's idea of the current device.
+template <class F>
+void on_stream(int device, uintptr_t stream, F launch) {
+  cudaError_t error;
+  {
+    py::gil_scoped_release release;
+    error = cudaSetDevice(device);
+    if (error == cudaSuccess) error = launch(static_cast<cudaStream_t>(address(stream)));
+  }
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
+}
+
+cuda::EcaShape eca_shape(std::array<int64_t, 3> sizes, std::array<int64_t, 2> strides,
+                         bool channels_last, int taps) {
+  return {sizes[0], sizes[1], sizes[2], strides[0], strides[1], channels_last, taps};
+}
+
+void eca_forward(int device, uintptr_t stream, int dtype, const cuda::EcaShape& shape, uintptr_t x,
+                 Parameter weight, Parameter bias, uintptr_t out, uintptr_t saved,
+                 uintptr_t scratch) {
+  const cuda::EcaForward args{shape,        address(x),    param(weight),   param(bias),
+                              address(out), floats(saved), address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::eca_forward(dtype, args, s); });
+}
+
+void eca_backward(int device, uintptr_t stream, int dtype, const cuda::EcaShape& shape, uintptr_t x,
+                  uintptr_t grad_out, Parameter weight, uintptr_t saved, uintptr_t grad_x,
+                  uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch) {
+  const cuda::EcaBackward args{
+      shape,           address(x),          address(grad_out), param(weight),   floats(saved),
+      address(grad_x), floats(grad_weight), floats(grad_bias), address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::eca_backward(dtype, args, s); });
+}
+
+cuda::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
+                                 std::array<int64_t, 3> strides, std::array<int, 3> gate,
+                                 std::array<bool, 3> turned, int gates, int taps, bool training,
+                                 float eps) {
+  return {n,
+          {sizes[0], sizes[1], sizes[2]},
+          strides[0],
+          strides[1],
+          strides[2],
+          {gate[0], gate[1], gate[2]},
+          {turned[0], turned[1], turned[2]},
+          gates,
+          taps,
+          training,
+          eps};
+}
+
+void triplet_forward(int device, uintptr_t stream, int dtype, const cuda::TripletShape& shape,
+                     uintptr_t x, const std::array<Parameter, 5>& params, uintptr_t out,
+                     uintptr_t stats, uintptr_t planes, uintptr_t index, int index_bytes,
+                     uintptr_t scratch) {
+  const cuda::TripletForward args{shape,
+                                  address(x),
+                                  param(params[0]),
+                                  param(params[1]),
+                                  param(params[2]),
+                                  param(params[3]),
+                                  param(params[4]),
+                                  address(out),
+                                  floats(stats),
+                                  floats(planes),
+                                  address(index),
+                                  index_bytes,
+                                  address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::triplet_forward(dtype, args, s); });
+}
+
+void triplet_backward(int device, uintptr_t stream, int dtype, const cuda::TripletShape& shape,
+                      uintptr_t x, uintptr_t grad_out, const std::array<Parameter, 3>& params,
+                      uintptr_t stats, uintptr_t planes, uintptr_t index, int index_bytes,
+                      uintptr_t grad_x, uintptr_t grad_conv_weight, uintptr_t grad_bn_weight,
+                      uintptr_t grad_bn_bias, uintptr_t scratch) {
+  const cuda::TripletBackward args{shape,
+                                   address(x),
+                                   address(grad_out),
+                                   param(params[0]),
+                                   param(params[1]),
+                                   param(params[2]),
+                                   floats(stats),
+                                   floats(planes),
+                                   address(index),
+                                   index_bytes,
+                                   address(grad_x),
+                                   floats(grad_conv_weight),
+                                   floats(grad_bn_weight),
+                                   floats(grad_bn_bias),
+                                   address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::triplet_backward(dtype, args, s); });
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["cuda"] =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["archs"] = MEDSEG_CUDA_ARCHS;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "Compiled CUDA kernels of medseg; called through medseg.kernels.<op>.cuda.";
+  m.def("build_info", build_info, "The CUDA version and the architectures this was built for.");
+  m.attr("MAX_TRIPLET_TAPS") = cuda::kMaxTripletTaps;
+
+  py::class_<cuda::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
+  py::class_<cuda::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
+  m.def("eca_scratch", cuda::eca_scratch, "Bytes of scratch for either direction.");
+  m.def("eca_forward", eca_forward);
+  m.def("eca_backward", eca_backward);
+  m.def("triplet_scratch", cuda::triplet_scratch, "Bytes of scratch for one direction.");
+  m.def("triplet_forward", triplet_forward);
+  m.def("triplet_backward", triplet_backward);
+}

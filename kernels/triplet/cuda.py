@@ -1,0 +1,101 @@
+"""Launchers of the compiled CUDA kernels of triplet attention."""
+
+import torch
+from torch import Tensor
+
+from .._backend import is_channels_last, like_input, like_layout, native
+from .._cuda_launch import DTYPES, on_device, parameter, rows_dense, scratch
+from .op import index_dtype, plane_elements
+
+# Memory axes are (C, H, W), or (H, W, C) in channels_last. For each: the gate that pools over it
+# (0: H, 1: W, 2: C) and whether its plane lies transposed (gate 1 wants H x C, gate 0 C x W).
+NCHW = ((2, 0, 1), (False, False, True))
+NHWC = ((0, 1, 2), (True, False, False))
+
+
+def forward(
+    x: Tensor,
+    conv_weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    eps: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns (out, stats, planes, index); the last two are empty unless ``keep``."""
+    cuda = native("_cuda")
+    out = like_input(x)
+    stats = x.new_empty((3, conv_weight.shape[0]), dtype=torch.float32)
+    positions = plane_elements(x, keep)
+    planes = x.new_empty(2 * positions, dtype=torch.float32)
+    index = x.new_empty(positions, dtype=index_dtype(x))
+    if x.numel() == 0:
+        return out, stats.zero_(), planes, index
+    x = rows_dense(x)
+    params = _contiguous(conv_weight, bn_weight, bn_bias, running_mean, running_var)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, conv_weight, training, eps)
+    work = scratch(x, cuda.triplet_scratch(dtype, shape, False))
+    with on_device(x) as (device, stream):
+        cuda.triplet_forward(
+            device, stream, dtype, shape, x.data_ptr(), [parameter(p) for p in params],
+            out.data_ptr(), stats.data_ptr(), planes.data_ptr() if keep else 0, index.data_ptr(),
+            index.element_size(), work.data_ptr(),
+        )  # fmt: skip
+    return out, stats, planes, index
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    conv_weight: Tensor,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    stats: Tensor,
+    planes: Tensor,
+    index: Tensor,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns (grad_x, grad_conv_weight, grad_bn_weight, grad_bn_bias), the last three float32."""
+    cuda = native("_cuda")
+    grad_x = like_input(x)
+    grad_conv = stats.new_empty(conv_weight.shape)
+    grad_bn = stats.new_empty((2, bn_weight.shape[0]))
+    if x.numel() == 0:
+        return grad_x, grad_conv.zero_(), *grad_bn.zero_()
+    grad_out = like_layout(x, grad_out)
+    x = rows_dense(x)
+    params = _contiguous(conv_weight, bn_weight, bn_bias)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, conv_weight, training, eps)
+    work = scratch(x, cuda.triplet_scratch(dtype, shape, True))
+    with on_device(x) as (device, stream):
+        cuda.triplet_backward(
+            device, stream, dtype, shape, x.data_ptr(), grad_out.data_ptr(),
+            [parameter(p) for p in params], stats.data_ptr(), planes.data_ptr(), index.data_ptr(),
+            index.element_size(), grad_x.data_ptr(), grad_conv.data_ptr(), grad_bn[0].data_ptr(),
+            grad_bn[1].data_ptr(), work.data_ptr(),
+        )  # fmt: skip
+    return grad_x, grad_conv, grad_bn[0], grad_bn[1]
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+def _shape(cuda, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001, ANN202
+    if conv_weight.shape[-1] > cuda.MAX_TRIPLET_TAPS:
+        raise ValueError(
+            f"conv_weight must have k of at most {cuda.MAX_TRIPLET_TAPS} for backend 'cuda', got "
+            f"{tuple(conv_weight.shape)}; use backend='reference'"
+        )
+    order = (2, 3, 1) if is_channels_last(x) else (1, 2, 3)
+    gate, turned = NHWC if is_channels_last(x) else NCHW
+    gates, strides = conv_weight.shape[0], x.stride()
+    return cuda.TripletShape(
+        x.shape[0], tuple(x.shape[a] for a in order),
+        (strides[0], strides[order[0]], strides[order[1]]),
+        tuple(g if g < gates else -1 for g in gate), turned, gates, conv_weight.shape[-1],
+        training, eps,
+    )  # fmt: skip
