@@ -23,22 +23,7 @@ def build_augmentation(size: int) -> Augmentation:
     Returns:
         callable: image float32 (N, C, size, size) in 0..1, mask int64 (N, size, size) -> the same.
     """
-    import kornia.augmentation as ka
-
-    moves = ka.AugmentationSequential(
-        ka.RandomHorizontalFlip(p=0.5),
-        ka.RandomVerticalFlip(p=0.5),
-        ka.RandomRotation90((0, 3), p=1.0),
-        ka.RandomAffine(
-            15, translate=(0.06, 0.06), scale=(0.85, 1.15), padding_mode="reflection", p=0.5
-        ),
-        data_keys=["input", "mask"],
-    )
-    optics = ka.AugmentationSequential(
-        ka.RandomGaussianBlur((3, 3), (0.3, 1.0), p=0.2),
-        ka.RandomGaussianNoise(std=0.02, p=0.3),
-        data_keys=["input"],
-    )
+    moves, optics = _moves(), _optics()
 
     @torch.no_grad()
     def augment(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +37,32 @@ def build_augmentation(size: int) -> Augmentation:
         return changed, labels[:, 0].round().to(mask.dtype)
 
     return augment
+
+
+def _moves() -> Callable[..., list[Tensor]]:
+    """What changes the place of a pixel: image and mask together."""
+    import kornia.augmentation as ka
+
+    return ka.AugmentationSequential(
+        ka.RandomHorizontalFlip(p=0.5),
+        ka.RandomVerticalFlip(p=0.5),
+        ka.RandomRotation90((0, 3), p=1.0),
+        ka.RandomAffine(
+            15, translate=(0.06, 0.06), scale=(0.85, 1.15), padding_mode="reflection", p=0.5
+        ),
+        data_keys=["input", "mask"],
+    )
+
+
+def _optics() -> Callable[[Tensor], Tensor]:
+    """What the lens and the camera do: the image alone."""
+    import kornia.augmentation as ka
+
+    return ka.AugmentationSequential(
+        ka.RandomGaussianBlur((3, 3), (0.3, 1.0), p=0.2),
+        ka.RandomGaussianNoise(std=0.02, p=0.3),
+        data_keys=["input"],
+    )
 
 
 def _expose(image: Tensor) -> Tensor:

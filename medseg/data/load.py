@@ -60,14 +60,7 @@ def load_table(
         samples = _draw_split(_pair_by_stem(root), val_fraction, seed)
     else:
         samples = _read_rows(root, table_file)
-    for split in ("train", "val"):
-        if not any(sample.split == split for sample in samples):
-            source = table_file or root / "images"
-            raise UserError(
-                f'{source} has no "{split}" rows: training needs images in both parts, '
-                "train and val.",
-                code=3,
-            )
+        _refuse_empty_part(table_file, samples)
     channels, found = _inspect(samples)
     _refuse_single_class(root, samples, found)
     values, names = class_table(root, samples, found, classes)
@@ -191,6 +184,14 @@ def _listed_file(root: Path, folder: str, name: str, where: str) -> Path:
         f"{where} names {name}, which is not in {root / folder}: correct the row or add the file.",
         3,
     )
+
+
+def _refuse_empty_part(path: Path, samples: list[Sample]) -> None:
+    for split in ("train", "val"):
+        if not any(sample.split == split for sample in samples):
+            raise UserError(
+                f'{path} has no "{split}" rows: training needs images in both, train and val.', 3
+            )
 
 
 def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:
