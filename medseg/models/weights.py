@@ -83,7 +83,7 @@ def _check_options(model: Network, state: dict[str, Tensor], path: Path) -> None
 
 def _check_entries(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     missing = [key for key in own if key not in state]
-    unknown = [key for key in state if key not in own]
+    unknown = sorted(key for key in state if key not in own)
     if len(missing) == len(own):
         raise UserError(
             f"weights {path}: is of another network, it shares no entry with the model "
