@@ -16,6 +16,7 @@ from .errors import UserError
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+_EPOCHS, _EPOCHS_SYNTHETIC = 40, 12
 # the published programs spell these flags so
 ALIASES = {"data": "dataset", "csv": "csvfile", "epochs": "epoch"}
 
@@ -31,7 +32,7 @@ class TrainConfig:
     data: str | None = _flag(None, "folder with images/ and masks/; none: a synthetic blood smear")
     csv: str | None = _flag(None, "table image,mask,split,group; none: split.csv of the folder")
     model: str = _flag("dra_net_s", "name of the network; medseg.list_models() has them")
-    epochs: int = _flag(30, "passes over the training part")
+    epochs: int | None = _flag(None, "passes over the training part; none: 40, synthetic set: 12")
     batch: int = _flag(8, "images a step, on each device")
     lr: float = _flag(2e-3, "peak learning rate of AdamW: warm-up, then half a cosine")
     loss: str = _flag("dice_ce", "dice, ce, dice_ce or focal")
@@ -51,7 +52,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuses values that no training can have."""
         for flag in ("epochs", "batch", "size"):
-            _require(getattr(self, flag) >= 1, flag, getattr(self, flag), "must be 1 or more")
+            value = getattr(self, flag)
+            _require(value is None or value >= 1, flag, value, "must be 1 or more")
         _require(0 < self.lr < math.inf, "lr", self.lr, "must be a number above 0")
         _require((self.workers or 0) >= 0, "workers", self.workers, "must be 0 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "must lie in 0..4294967295")
@@ -71,6 +73,13 @@ class TrainConfig:
             raise AssertionError
         count = match[2] or match[3]
         return match[1] or "auto", int(count) if count else None
+
+    def resolved(self, device: str) -> "TrainConfig":
+        """Returns the config with numbers where "none" leaves them to data and device."""
+        epochs = self.epochs or (_EPOCHS_SYNTHETIC if self.data is None else _EPOCHS)
+        readers = 0 if device == "cpu" else min(4, os.cpu_count() or 1)
+        workers = readers if self.workers is None else self.workers
+        return dataclasses.replace(self, epochs=epochs, workers=workers)
 
     def portable(self) -> dict[str, Any]:
         """Returns the fields that repeat this run from any folder, under a new name."""
@@ -103,7 +112,7 @@ def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:
     """Parses flags and `--config` files into a TrainConfig.
 
     Args:
-        argv: the arguments after the program's name; a later one wins over an earlier one.
+        argv: the arguments after the program's name; flags win over files, later over earlier.
         prog: how the program was called, for its help.
 
     Raises:
@@ -114,7 +123,7 @@ def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:
 
     parser = _parser(prog)
     try:
-        parsed = parser.parse_args(_with_config_of_resumed(list(argv)))
+        parsed = parser.parse_args(_files_first(list(argv)))
     except ArgumentError as error:
         raise UserError(_sentence(str(error))) from None
     return TrainConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(TrainConfig)})
@@ -140,18 +149,30 @@ def _parser(prog: str) -> Any:
     return parser
 
 
-def _with_config_of_resumed(argv: list[str]) -> list[str]:
-    """Puts the config.yaml of the run named by `--resume` before the flags, which override it."""
-    folder = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        if word.partition("=")[0] == "--resume":
-            folder = word.partition("=")[2] or following or None
-    if folder is None:
-        return argv
-    path = Path(folder, "config.yaml")
-    if not path.is_file():
-        raise UserError(f"--resume {folder}: has no config.yaml, so it is not a run folder.")
-    return ["--config", str(path), *argv]
+def _files_first(argv: list[str]) -> list[str]:
+    """Puts config files before the flags, which so override them; a resumed run's comes first."""
+    files: list[str] = []
+    flags: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "--resume"):
+            flags.append(word)
+            continue
+        value = value if equals else next(words, None)
+        if value is None:  # nothing after it: the parser says so
+            flags.append(word)
+            continue
+        pair = [name, value]
+        if name == "--config":
+            files += pair
+            continue
+        path = Path(pair[1], "config.yaml")
+        if not path.is_file():
+            raise UserError(f"--resume {pair[1]}: has no config.yaml, so it is not a run folder.")
+        files = ["--config", str(path), *files]
+        flags += pair
+    return files + flags
 
 
 _WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}

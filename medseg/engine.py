@@ -1,7 +1,6 @@
 """One network in training: its epochs, its scores at original resolution, its state."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +56,7 @@ class Engine:
     def __post_init__(self) -> None:
         """Puts the network on its device and opens the two parts of the data."""
         config = self.config
+        self.epochs = config.epochs or 1
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.loss = build_loss(config.loss, len(self.table.names))
@@ -69,19 +69,17 @@ class Engine:
             rank=self.fabric.global_rank,
             seed=config.seed,
         )
-        workers = worker_count(config.workers, self.fabric.device)
-        self._loader = self.fabric.setup_dataloaders(
-            DataLoader(
-                self.train_set,
-                batch_size=config.batch,
-                sampler=self._sampler,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                pin_memory=self.fabric.device.type == "cuda",
-                drop_last=len(self._sampler) >= config.batch,
-                generator=torch.Generator().manual_seed(config.seed),
-            ),
-            use_distributed_sampler=False,
+        workers = config.workers or 0
+        # not through fabric.setup_dataloaders, which counts epochs from 0 again after --resume
+        self._loader = DataLoader(
+            self.train_set,
+            batch_size=config.batch,
+            sampler=self._sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.fabric.device.type == "cuda",
+            drop_last=len(self._sampler) >= config.batch,
+            generator=torch.Generator().manual_seed(config.seed),
         )
 
     @property
@@ -103,7 +101,8 @@ class Engine:
         self.model.train()
         losses: list[Tensor] = []
         rate = 0.0
-        for step, batch in enumerate(self._loader, 1):
+        for step, loaded in enumerate(self._loader, 1):
+            batch = self.fabric.to_device(loaded)
             rate = self._set_rate((number - 1) * self.steps + step)
             losses.append(self._step(batch["image"], batch["mask"]))
             if step % _LOOK_EVERY == 0 or step == self.steps:
@@ -126,7 +125,7 @@ class Engine:
         return loss.detach()
 
     def _set_rate(self, step: int) -> float:
-        rate = learning_rate(self.config.lr, step, self.config.epochs * self.steps)
+        rate = learning_rate(self.config.lr, step, self.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -245,13 +244,6 @@ def learning_rate(peak: float, step: int, total: int) -> float:
         return peak * step / warm
     done = (step - warm) / max(1, total - warm)
     return peak * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def worker_count(wanted: int | None, device: torch.device) -> int:
-    """Processes that read images: none beside a CPU that trains, else up to four."""
-    if wanted is not None:
-        return wanted
-    return 0 if device.type == "cpu" else min(4, os.cpu_count() or 1)
 
 
 class OpWatch(TorchDispatchMode):

@@ -113,6 +113,7 @@ def prepare(config: TrainConfig, journal: "Journal") -> Job:
     check_choice("loss", config.loss, LOSSES)
     _check_size(config)
     fabric = open_fabric(config)
+    config = config.resolved(fabric.device.type)
     fabric.launch()
     with fabric.rank_zero_first():
         table = _open_data(config, journal)
@@ -243,7 +244,7 @@ def _state_to_resume(config: TrainConfig) -> tuple[dict[str, Any] | None, dict[s
 
     state = read_checkpoint(Path(config.resume, "last.ckpt"))
     best = Path(config.resume, "best.safetensors")
-    if state["epoch"] >= config.epochs:
+    if state["epoch"] >= (config.epochs or 0):
         raise UserError(
             f"--resume {config.resume}: {state['epoch']} epochs are done; ask for more --epochs."
         )

@@ -57,6 +57,7 @@ def train(config: "TrainConfig", journal: "Journal") -> Path:
     started = time.perf_counter()
     with use_backend(None if config.backend == "auto" else config.backend), deterministic():
         job = prepare(config, journal)
+        config = job.config
         engine = Engine(config, job.table, job.fabric, job.network)
         if job.state is not None:
             engine.load_state(job.state, job.best_weights)
@@ -109,10 +110,10 @@ def _fit(
     job: "Job", engine: "Engine", run: "RunFolder | None", journal: "Journal"
 ) -> UserError | None:
     """Trains epoch by epoch; returns the error that ended it early, if one did."""
-    total = job.config.epochs * engine.steps
+    total = engine.epochs * engine.steps
     with journal.progress(total, engine.epoch * engine.steps) as advance:
         try:
-            while engine.epoch < job.config.epochs:
+            while engine.epoch < engine.epochs:
                 _one_epoch(job, engine, run, journal, advance)
         except KeyboardInterrupt:
             if run is None:
@@ -137,7 +138,7 @@ def _one_epoch(
 ) -> None:
     from .metrics import summarise
 
-    name = f"epoch {engine.epoch + 1}/{job.config.epochs}"
+    name = f"epoch {engine.epoch + 1}/{engine.epochs}"
     numbers = engine.train_epoch(lambda step: advance(name))
     start = time.perf_counter()
     rows, val_loss = engine.score()

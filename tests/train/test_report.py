@@ -1,0 +1,72 @@
+"""The page for sets of every kind."""
+
+import math
+
+import numpy as np
+import pytest
+
+from medseg.engine import learning_rate
+from medseg.report import Picture, Report, best_and_worst, curves_file, render, score_lines
+
+
+def _report(names, channels, dtype):
+    draw = np.random.default_rng(0)
+    mask = np.kron(draw.integers(0, len(names) + 1, (4, 3)), np.ones((10, 10))).astype(np.uint8)
+    top = np.iinfo(dtype).max
+    pixels = draw.integers(0, top, (40, 30, channels)).astype(dtype)
+    scores = [[0.5] * len(names), [None] * len(names), [1.0] * len(names)]
+    columns = {name: f"dice_{k}" for k, name in enumerate(names)}
+    row = {"epoch": 1, "loss": 1.0, "val_loss": 1.0, "dice": 0.5, "seconds": 1.0}
+    history = [row | dict.fromkeys(columns.values(), 0.5)]
+    facts = dict.fromkeys(("system", "processor", "cores", "gpus", "commit", "variables"), None)
+    facts |= {"command": ["train"], "versions": {"torch": "2"}, "ops": {"eca": "cpu"}}
+    facts |= {"device": "cpu", "threads": 2, "huge_pages": "on", "seconds": 3.0}
+    picture = Picture("<a>.png", pixels, mask, mask.T.reshape(mask.shape), scores[0])
+    return Report(
+        title="run",
+        config={"model": "m<b>", "epochs": 1, "precision": "fp32"},
+        facts=facts,
+        data={"name": "d", "train": 1, "val": 3},
+        names=names,
+        columns=columns,
+        history=history,
+        scores=scores,
+        best_epoch=1,
+        best=[picture],
+        worst=[picture],
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "dtype"),
+    [(["one"], 1, np.uint16), (["a", "b"], 3, np.uint8), (list("abcdefghij"), 3, np.uint8)],
+)
+def test_page(names, channels, dtype):
+    report = _report(names, channels, dtype)
+    page = render(report)
+    assert "m&lt;b&gt;" in page
+    assert "&lt;a&gt;.png" in page
+    assert "data:image/jpeg;base64," in page
+    assert curves_file(report.history, report.columns).lstrip().startswith("<?xml")
+
+
+def test_score_lines_count_what_is_left_out():
+    whole, first, second = score_lines([[1.0, None], [0.5, 0.0]], ["a", "b"])
+    assert (whole.values, whole.left_out) == (3, 1)
+    assert whole.dice == pytest.approx(0.5)
+    assert first.dice == 0.75
+    assert (second.dice, second.iou, second.left_out) == (0.0, 0.0, 1)
+    assert [line.name for line in score_lines([[1.0]], ["only"])] == ["only"]
+
+
+def test_best_and_worst_share_no_image():
+    assert best_and_worst([[0.1], [None], [0.9], [0.5]], count=4) == ([2], [0, 3])
+    assert best_and_worst([[None]]) == ([], [])
+
+
+def test_learning_rate_warms_up_and_falls():
+    rates = [learning_rate(1.0, step, 100) for step in range(1, 101)]
+    assert rates[4] == max(rates) == 1.0
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[-1] == pytest.approx(0.01)
+    assert math.isfinite(learning_rate(1.0, 1, 1))
