@@ -47,16 +47,19 @@ def pool_kernel(
     blocks = tl.cdiv(channels, BLOCK_C)
     n = pid // SPLITS // blocks
     offs_c = (pid // SPLITS % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    x_ptr += n * stride_xn
-    grad_ptr += n * stride_gn
-    end = tl.minimum((split + 1) * chunk, hw)
+    lo = split * chunk
+    end = tl.minimum(lo + chunk, hw)
+    x_ptr += n * stride_xn + lo * stride_xp
+    grad_ptr += n * stride_gn + lo * stride_gp
     acc = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
-    for start in range(split * chunk, end, BLOCK_P):
-        offs_p = start + tl.arange(0, BLOCK_P)
-        tile = _load(x_ptr, offs_c, offs_p, stride_xc, stride_xp, channels, end)
+    offs_p = tl.arange(0, BLOCK_P)
+    for left in range(end - lo, 0, -BLOCK_P):
+        tile = _load(x_ptr, offs_c, offs_p, stride_xc, stride_xp, channels, left)
         if HAS_GRAD:
-            tile *= _load(grad_ptr, offs_c, offs_p, stride_gc, stride_gp, channels, end)
+            tile *= _load(grad_ptr, offs_c, offs_p, stride_gc, stride_gp, channels, left)
         acc += tile
+        x_ptr += BLOCK_P * stride_xp
+        grad_ptr += BLOCK_P * stride_gp
     offs = (split * batch + n) * channels + offs_c
     tl.store(part_ptr + offs, tl.sum(acc, axis=1), mask=offs_c < channels)
 

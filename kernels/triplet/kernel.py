@@ -85,7 +85,6 @@ def apply_kernel(
     out_ptr += n * stride_on + offs1[:, None] * stride_o1 + offs2[None, :] * stride_o2
     plane1 = (n * 0 + batch) * a1 * a2 + n * a0 * a2
     plane2 = (n * 0 + batch) * (a1 * a2 + a0 * a2) + n * a0 * a1
-    common = tl.zeros((BLOCK1, BLOCK2), tl.float32)
     if G0 >= 0:
         at0 = n * a1 * a2 + offs1[:, None] * a2 + offs2[None, :]
         common = gate_at(
@@ -98,15 +97,17 @@ def apply_kernel(
             gate_ptr, plane1 + i0 * a2 + offs2, offs2 < a2,
             stats_ptr, bn_weight_ptr, bn_bias_ptr, G1, GATES, NORM,
         )  # fmt: skip
-        total = common + across[None, :]
+        out = tile * across[None, :]  # a product per gate, so that inf * 0 is NaN as on paper
         if G2 >= 0:
             down = gate_at(
                 gate_ptr, plane2 + i0 * a1 + offs1, offs1 < a1,
                 stats_ptr, bn_weight_ptr, bn_bias_ptr, G2, GATES, NORM,
             )  # fmt: skip
-            total += down[:, None]
-        out = (tile * (total * (1.0 / GATES))).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + i0 * stride_o0, out, mask=inside)
+            out += tile * down[:, None]
+        if G0 >= 0:
+            out += tile * common
+        out *= 1.0 / GATES
+        tl.store(out_ptr + i0 * stride_o0, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(

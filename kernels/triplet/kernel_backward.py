@@ -187,10 +187,10 @@ def planes_kernel(
         for dx in range(K):
             at = (K - 1 - dy) * down + (K - 1 - dx) * right
             part = shifted(du, dx, TILE)[None, :, :]
-            w = tl.load(weight_ptr + at, mask=dy < K, other=0.0).to(tl.float32)
-            acc += w[:, None, None] * part
             product = tl.reshape(tl.where(mine, q * part, 0.0), (TAPS, TILE * TILE))
             tl.store(taps_ptr + at, tl.sum(product, axis=1), mask=dy < K)
+            w = tl.load(weight_ptr + at, mask=dy < K, other=0.0).to(tl.float32)
+            acc += w[:, None, None] * part
         dq += fold_rows(acc, dy, K, TILE, TAPS)
     dq *= tl.where(plane == 1, tl.div_rn(1.0, length.to(tl.float32)), 1.0)
     offs, mask = window(row, col, rows, cols, TILE)
@@ -281,8 +281,6 @@ def grad_x_kernel(
     out_ptr += n * stride_on + offs1[:, None] * stride_o1 + offs2[None, :] * stride_o2
     plane1 = (n * 0 + batch) * a1 * a2 + n * a0 * a2
     plane2 = (n * 0 + batch) * (a1 * a2 + a0 * a2) + n * a0 * a1
-    gate0 = tl.zeros((BLOCK1, BLOCK2), tl.float32)
-    mean0 = tl.zeros((BLOCK1, BLOCK2), tl.float32)
     if G0 >= 0:
         at0 = n * a1 * a2 + offs1[:, None] * a2 + offs2[None, :]
         gate0 = tl.load(work_ptr + at0, mask=inside, other=0.0)
@@ -292,17 +290,18 @@ def grad_x_kernel(
         grad = tl.load(grad_ptr + i0 * stride_g0, mask=inside, other=0.0).to(tl.float32)
         at1, mask1 = plane1 + i0 * a2 + offs2, offs2 < a2
         mean1, top1, index1 = pooled_grad(dq_ptr, index_ptr, positions, at1, mask1)
-        gate = gate0 + tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
-        out = mean0 + mean1[None, :] + tl.where(offs1[:, None] == index1[None, :], top1[None, :], 0)
+        scaled = grad * tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
+        out = mean1[None, :] + tl.where(offs1[:, None] == index1[None, :], top1[None, :], 0.0)
         if G0 >= 0:
-            out += tl.where(index0 == i0, top0, 0.0)
+            scaled += grad * gate0
+            out += mean0 + tl.where(index0 == i0, top0, 0.0)
         if G2 >= 0:
             at2, mask2 = plane2 + i0 * a1 + offs1, offs1 < a1
             mean2, top2, index2 = pooled_grad(dq_ptr, index_ptr, positions, at2, mask2)
-            gate += tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
+            scaled += grad * tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
             out += mean2[:, None]
             out += tl.where(offs2[None, :] == index2[:, None], top2[:, None], 0.0)
-        out += grad * (gate * (1.0 / GATES))
+        out += scaled * (1.0 / GATES)
         tl.store(out_ptr + i0 * stride_o0, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
