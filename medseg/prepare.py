@@ -208,11 +208,13 @@ def _run_once(
     try:
         with torch.no_grad(), fabric.autocast(), OpWatch() as watch:
             network(blank)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        if config.backend not in reason:
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if not reason.startswith("backend "):
             raise
-        raise UserError(f"--backend {config.backend}: {reason.rstrip('.')}.") from None
+        asked = config.backend != "auto"
+        flag = f"--backend {config.backend}" if asked else "the variable MEDSEG_BACKEND"
+        raise UserError(f"{flag}: {reason}.") from None
     layers = {type(module).__name__ for module in network.modules()}
     return {
         op: _describe(op, watch.seen.get(op, {}), reasons, config.backend)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def train(config: "TrainConfig", journal: "Journal") -> Path:
     from .runs import RunFolder, create_run
 
     started = time.perf_counter()
-    with use_backend(None if config.backend == "auto" else config.backend), deterministic():
+    asked = config.backend != "auto"  # else MEDSEG_BACKEND counts
+    with use_backend(config.backend) if asked else nullcontext(), deterministic():
         job = prepare(config, journal)
         config = job.config
         engine = Engine(config, job.table, job.fabric, job.network)
@@ -111,25 +113,27 @@ def _fit(
 ) -> UserError | None:
     """Trains epoch by epoch; returns the error that ended it early, if one did."""
     total = engine.epochs * engine.steps
-    with journal.progress(total, engine.epoch * engine.steps) as advance:
+    saved = engine.epoch
+    with journal.progress(total, saved * engine.steps) as advance:
         try:
-            while engine.epoch < engine.epochs:
+            while saved < engine.epochs:
                 _one_epoch(job, engine, run, journal, advance)
+                saved = engine.epoch
         except KeyboardInterrupt:
             if run is None:
                 raise
-            if engine.epoch == 0:
-                run.write_checkpoint("last.ckpt", engine.state())
+            if saved == 0:
+                run.write_checkpoint("last.ckpt", engine.state() | {"epoch": 0, "history": []})
             raise KeyboardInterrupt(
-                f"stopped in epoch {engine.epoch + 1}; {run.path / 'last.ckpt'} has the state "
-                f"after epoch {engine.epoch}, and --resume {run.path} goes on from it."
+                f"stopped in epoch {saved + 1}; {run.path / 'last.ckpt'} has the state "
+                f"after epoch {saved}, and --resume {run.path} goes on from it."
             ) from None
         except UserError as error:
-            if engine.epoch == 0 and run is not None:
+            if saved > 0:
+                return error
+            if run is not None:
                 run.remove()
-            if engine.epoch == 0:
-                raise
-            return error
+            raise
     return None
 
 
@@ -221,12 +225,14 @@ def _pictures(engine: "Engine", rows: "list[Scored]", places: list[int]) -> "lis
 
 
 def _score_table(report: "Report") -> "RichTable":
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"Scores on {report.data['val']} val images, best epoch")
+    title = f"Scores on {report.data['val']} val images, with 95 % intervals"
+    table = Table(title=title, box=box.SIMPLE, title_style="bold")
     table.add_column("class")
-    for head in ("Dice", "95 %", "IoU", "95 %", "values", "left out"):
-        table.add_column(head, justify="right")
+    for head in ("Dice", "", "IoU", "", "left out"):
+        table.add_column(head, justify="right", no_wrap=True)
     for line in report.lines:
         table.add_row(
             line.name,
@@ -234,7 +240,6 @@ def _score_table(report: "Report") -> "RichTable":
             "{:.3f}-{:.3f}".format(*line.dice_interval),
             f"{line.iou:.4f}",
             "{:.3f}-{:.3f}".format(*line.iou_interval),
-            str(line.values),
             str(line.left_out),
         )
     return table

@@ -1,5 +1,6 @@
 """What a training refuses: one sentence, its exit code, and no run folder."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from medseg import engine as engine_module
 from medseg.console import Journal, guarded
@@ -40,7 +42,7 @@ FLAGS = [
 
 @pytest.mark.parametrize(("flags", "sentence"), FLAGS, ids=[" ".join(f) for f, _ in FLAGS])
 def test_wrong_flags(train, flags, sentence):
-    if flags == ["--backend", "cuda"] and __import__("torch").cuda.is_available():
+    if flags == ["--backend", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     _refused(train(*flags), 2, sentence)
 
@@ -130,6 +132,21 @@ def test_wrong_data(train, smear, tmp_path, spoil, words):
 
 def test_csv_that_is_not_there(train):
     _refused(train("--csv", "nowhere.csv"), 3, "--csv nowhere.csv")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton can run on the GPU here")
+def test_backend_of_the_environment(smear, tmp_path):
+    command = [sys.executable, "-m", "medseg.train", "--data", str(smear), "--size", "32"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "runs")],
+        env=os.environ | {"MEDSEG_BACKEND": "triton", "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "the variable MEDSEG_BACKEND: backend 'triton' cannot run" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_name_that_is_taken(train, finished):
