@@ -5,6 +5,8 @@ channels_last and slices of either; the tile is long where memory is.
 """
 
 # ruff: noqa: ANN001, ANN201 - Triton types the arguments itself
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportCallIssue=false
 import triton
 import triton.language as tl
 

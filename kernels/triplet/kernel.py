@@ -5,6 +5,9 @@ forward 2R 1W + partial planes (2R 1W + planes; 1R 1W when x stays in L2: the se
 backwards through what the first has just left there), backward 3R 1W + planes (3R 1W + planes).
 """
 
+# ruff: noqa: ANN001 - Triton types the arguments itself
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportCallIssue=false
 import torch
 import triton
 import triton.language as tl
@@ -33,7 +36,7 @@ __all__ = ["backward", "forward"]
 def gate_at(
     ptr, offs, mask, stats_ptr, bn_weight_ptr, bn_bias_ptr, gate,
     GATES: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip  # noqa: ANN001, ANN201
+):  # fmt: skip
     """Gates at ``offs``: as stored, or (NORM) sigmoid(bn(u)) of the u that is stored."""
     value = tl.load(ptr + offs, mask=mask, other=0.0)
     if NORM:
@@ -70,7 +73,7 @@ def apply_kernel(
     G2: tl.constexpr,
     BLOCK1: tl.constexpr,
     BLOCK2: tl.constexpr,
-):  # noqa: ANN001, ANN201
+):
     """out = x * (sum of the gates over the three planes) / GATES; one read, one write.
 
     One program owns rows x BLOCK1 x BLOCK2 elements of an image; it reads the gates of plane 0 once

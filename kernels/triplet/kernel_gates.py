@@ -6,10 +6,12 @@ convolution moves the tile K times along its columns and once, all K rows togeth
 """
 
 # ruff: noqa: ANN001, ANN201 - Triton types the arguments itself
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportCallIssue=false
 import triton
 import triton.language as tl
 
-from .kernel_planes import NO_KEYS, least, untagged
+from .kernel_planes import least, untagged
 
 MAX_KERNEL = 49  # of a tile of 64 positions 16 are left to own
 

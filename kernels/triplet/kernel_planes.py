@@ -7,6 +7,8 @@ planes of a batch follow each other in every buffer: N planes 0, then N planes 1
 """
 
 # ruff: noqa: ANN001, ANN201 - Triton types the arguments itself
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportReturnType=false, reportCallIssue=false
 from typing import NamedTuple
 
 import torch

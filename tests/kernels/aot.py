@@ -19,6 +19,7 @@ import types
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,7 +81,7 @@ def run_triplet() -> None:
 OPS: dict[str, Callable[[], None]] = {"eca": run_eca, "triplet": run_triplet}
 
 
-def compile_only_driver(target: str) -> types.SimpleNamespace:
+def compile_only_driver(target: str) -> Any:
     """As much of a Triton driver as a launch asks for; it loads and launches nothing."""
     from triton.backends.compiler import GPUTarget
 
