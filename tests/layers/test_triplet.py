@@ -1,6 +1,7 @@
 """TripletAttention as a module: its batch norms, and norms that the fused op cannot take."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def layer():
     return layer
 
 
-def norms(layer):
+def norms(layer) -> list[Any]:
     return [m for m in layer.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
