@@ -16,7 +16,7 @@ from .errors import UserError
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
-_EPOCHS, _EPOCHS_SYNTHETIC = 40, 12
+_EPOCHS, _EPOCHS_SYNTHETIC = 30, 12
 # the published programs spell these flags so
 ALIASES = {"data": "dataset", "csv": "csvfile", "epochs": "epoch"}
 
@@ -32,7 +32,7 @@ class TrainConfig:
     data: str | None = _flag(None, "folder with images/ and masks/; none: a synthetic blood smear")
     csv: str | None = _flag(None, "table image,mask,split,group; none: split.csv of the folder")
     model: str = _flag("dra_net_s", "name of the network; medseg.list_models() has them")
-    epochs: int | None = _flag(None, "passes over the training part; none: 40, synthetic set: 12")
+    epochs: int | None = _flag(None, "passes over the training part; none: 30, synthetic set: 12")
     batch: int = _flag(8, "images a step, on each device")
     lr: float = _flag(2e-3, "peak learning rate of AdamW: warm-up, then half a cosine")
     loss: str = _flag("dice_ce", "dice, ce, dice_ce or focal")
