@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if words else 2
     if words[0] == "--version":
-        from importlib.metadata import version
+        from .runs import installed_version
 
-        print(f"medseg {version('medseg')}")
+        print(f"medseg {installed_version('medseg') or 'checkout'}")
         return 0
     verb = words[0]
     if verb not in VERBS:

@@ -133,8 +133,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Returns versions, processor, threads and source state, as a run should remember them."""
-    versions = {"medseg": _version("medseg") or "checkout", "python": platform.python_version()}
-    versions |= {name: _version(name) for name in _LIBRARIES}
+    versions = {
+        "medseg": installed_version("medseg") or "checkout",
+        "python": platform.pythoninstalled_version(),
+    }
+    versions |= {name: installed_version(name) for name in _LIBRARIES}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": versions,
@@ -153,7 +156,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Returns the version of an installed distribution; None where it runs from a checkout."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)
     return None
