@@ -203,6 +203,20 @@ __device__ __forceinline__ float lane_sum(float v) {
   return v;
 }
 
+// f(0) + ... + f(count - 1), in order, sixteen at a time: as fast, and its error grows far slower
+// than that of one long chain of additions.
+template <class F>
+__device__ __forceinline__ float part_sum(int64_t count, F f) {
+  constexpr int kGroup = 16;
+  float sum = 0.0f;
+  for (int64_t first = 0; first < count; first += kGroup) {
+    float group = 0.0f;
+    for (int64_t i = first; i < count && i < first + kGroup; ++i) group += f(i);
+    sum += group;
+  }
+  return sum;
+}
+
 // Sum over the block, given to every thread; each warp adds its part in a fixed order.
 template <int THREADS>
 __device__ __forceinline__ float block_sum(float v) {

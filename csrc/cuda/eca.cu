@@ -6,7 +6,8 @@
 // grad_out * gate + ds / hw (3R 1W); its first blocks sum the gradients of the taps, and only
 // beyond kTapPlanes planes does a third launch add up their slices. How a sum is cut depends on the
 // sizes alone, so the bits do not depend on the card.
-#include "eca.cuh"
+#include "eca_pixels.cuh"
+#include "eca_planes.cuh"
 
 namespace medseg::cuda {
 namespace {

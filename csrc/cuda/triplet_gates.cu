@@ -12,17 +12,17 @@ namespace {
 // Maximum and mean at `at` of image n, from the partials; kept for backward when `keep`.
 __device__ __forceinline__ void gather(const Triplet& t, const Plane& plane, int64_t n, int64_t at,
                                        bool keep, float* max, float* mean) {
-  float best = -INFINITY, sum = 0.0f;
+  float best = -INFINITY;
   int64_t arg = 0;
-  for (int64_t part = 0; part < plane.parts; ++part) {
+  const float sum = part_sum(plane.parts, [&](int64_t part) {
     const int64_t i = (n * plane.parts + part) * plane.size + at;
     const float value = load_as_float(plane.part_max, t.dtype, i);
-    sum += plane.part_sum[i];
     // Parts come in order, so the first of equal maxima stays; NaN counts as the largest.
     const bool better = part == 0 || value > best || (value != value && best == best);
     if (better) best = value;
     if (keep && better) arg = part * plane.tile + plane.part_arg[i];
-  }
+    return plane.part_sum[i];
+  });
   *max = best;
   *mean = sum / static_cast<float>(plane.length);
   if (!keep) return;
@@ -61,7 +61,7 @@ __device__ __forceinline__ Moments tile_moments(const GateTile& tile, const Plan
 // Inference: gated = sigmoid(bn(u)) and the statistics that were used. Training: gated = u and the
 // moments of this block's tiles. blockIdx.y is the plane.
 template <int K>
-__global__ void __launch_bounds__(kGateThreads) gate_kernel(const __grid_constant__ Triplet t) {
+__global__ void __launch_bounds__(kGateThreads, 2) gate_kernel(const __grid_constant__ Triplet t) {
   MEDSEG_DYNAMIC_SHARED(float, shared);
   const Plane& plane = t.plane[blockIdx.y];
   if (plane.gate < 0 || blockIdx.x >= static_cast<unsigned>(plane.blocks)) return;

@@ -15,7 +15,7 @@ namespace {
 
 // gated, dv and uhat of every position, and this block's sums of dv and dv * uhat.
 template <int K>
-__global__ void __launch_bounds__(kGateThreads)
+__global__ void __launch_bounds__(kGateThreads, 2)
     gate_gradients_kernel(const __grid_constant__ Triplet t) {
   MEDSEG_DYNAMIC_SHARED(float, shared);
   const Plane& plane = t.plane[blockIdx.y];
@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kGateThreads)
     for (int o = 0; o < 4; ++o) {
       if (!tile.inside(plane, o)) continue;
       const int64_t at = tile.at(plane, o), position = at - tile.n * plane.size;
-      float dot = 0.0f;
-      for (int64_t part = 0; part < plane.parts; ++part)
-        dot += plane.part_sum[(tile.n * plane.parts + part) * plane.size + position];
+      const float* const parts = plane.part_sum + tile.n * plane.parts * plane.size + position;
+      const float dot =
+          part_sum(plane.parts, [&](int64_t part) { return parts[part * plane.size]; });
       const float gate = sigmoid(norm.value(u[o])), hat = norm.hat(u[o]);
       const float dv = dot * t.scale * gate * (1.0f - gate);
       plane.gated[at] = gate;
@@ -130,7 +130,7 @@ __device__ __forceinline__ float plane_sum(const Plane& plane, int which) {
 // grad_max, grad_mean (over the axis' length) of every position, this block's gradients of the
 // taps, and from each plane's first block the gradients of its batch norm.
 template <int K>
-__global__ void __launch_bounds__(kGateThreads)
+__global__ void __launch_bounds__(kGateThreads, 2)
     plane_gradients_kernel(const __grid_constant__ Triplet t) {
   MEDSEG_DYNAMIC_SHARED(float, shared);
   const Plane& plane = t.plane[blockIdx.y];

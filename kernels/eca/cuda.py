@@ -49,13 +49,13 @@ def backward(
 
 
 def _planes_dense(x: Tensor) -> Tensor:
-    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a contiguous copy."""
+    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a dense copy."""
     if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
         return x
     return x.contiguous()
 
 
-def _shape(cuda, x: Tensor, weight: Tensor):  # noqa: ANN001, ANN202  (types of the compiled module)
+def _shape(cuda, x: Tensor, weight: Tensor):  # noqa: ANN001  (types of the compiled module)
     n, c, h, w = x.shape
     last = is_channels_last(x)
     pitch = x.stride(3) if last else x.stride(1)

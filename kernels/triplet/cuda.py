@@ -84,7 +84,7 @@ def _contiguous(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
 
-def _shape(cuda, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001, ANN202
+def _shape(cuda, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001
     if conv_weight.shape[-1] > cuda.MAX_TRIPLET_TAPS:
         raise ValueError(
             f"conv_weight must have k of at most {cuda.MAX_TRIPLET_TAPS} for backend 'cuda', got "

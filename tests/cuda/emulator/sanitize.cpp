@@ -1,0 +1,127 @@
+// Runs every CUDA launcher on buffers of exactly the right size, for the sanitizers to watch: one
+// access beyond a tensor, its scratch or shared memory, and this program ends with their report.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "cuda/launchers.h"
+
+using namespace medseg::cuda;
+
+namespace {
+
+constexpr float kEps = 1e-5f;
+
+// `bytes` of heap memory, full of a small pattern that is a finite number in every dtype.
+struct Buffer {
+  std::unique_ptr<char[]> data;
+  explicit Buffer(size_t bytes, int fill = 0x3a) : data(new char[bytes]) {
+    std::memset(data.get(), fill, bytes);
+  }
+  void* get() const { return data.get(); }
+  float* floats() const { return reinterpret_cast<float*>(data.get()); }
+};
+
+void expect(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+size_t width(int dtype) { return dtype == kFloat32 ? 4 : 2; }
+
+void run_eca(int dtype, int64_t n, int64_t c, int64_t hw, bool channels_last, int taps) {
+  const int64_t pitch = channels_last ? c : hw;
+  const EcaShape shape{n, c, hw, c * hw, pitch, channels_last, taps};
+  const size_t bytes = static_cast<size_t>(n * c * hw) * width(dtype);
+  const Buffer x(bytes), out(bytes), grad(bytes), weight(taps * 4), bias(4), grads(taps * 4);
+  const Buffer saved(static_cast<size_t>(2 * n * c) * 4), grad_bias(4);
+  const Param w{weight.get(), kFloat32}, b{bias.get(), kFloat32};
+  const Buffer forward(eca_scratch(dtype, shape), 0xff);
+  expect(eca_forward(dtype, {shape, x.get(), w, b, out.get(), saved.floats(), forward.get()}, {}),
+         "eca_forward");
+  const Buffer backward(eca_scratch(dtype, shape), 0xff);
+  const EcaBackward args{shape,          x.get(),    out.get(),      w,
+                         saved.floats(), grad.get(), grads.floats(), grad_bias.floats(),
+                         backward.get()};
+  expect(eca_backward(dtype, args, {}), "eca_backward");
+}
+
+void run_triplet(int dtype, int64_t n, int64_t a0, int64_t a1, int64_t a2, int gates, int taps,
+                 bool training) {
+  const TripletShape shape{n,
+                           {a0, a1, a2},
+                           a0 * a1 * a2,
+                           a1 * a2,
+                           a2,
+                           {gates == 3 ? 2 : -1, 0, 1},
+                           {false, false, true},
+                           gates,
+                           taps,
+                           training,
+                           kEps};
+  const size_t bytes = static_cast<size_t>(n * a0 * a1 * a2) * width(dtype);
+  const size_t positions = static_cast<size_t>(n * (a1 * a2 + a0 * a2 + a0 * a1));
+  const size_t conv = static_cast<size_t>(gates * 2 * taps * taps) * 4, vector = gates * 4;
+  const Buffer x(bytes), out(bytes), grad(bytes), w(conv), grad_w(conv), v(vector);
+  const Buffer stats(3 * vector), planes(2 * positions * 4), index(positions * 2);
+  const Buffer grad_gamma(vector), grad_beta(vector);
+  const Param weight{w.get(), kFloat32}, p{v.get(), kFloat32};
+  for (const bool keep : {false, true}) {
+    const Buffer scratch(triplet_scratch(dtype, shape, false), 0xff);
+    const TripletForward args{shape,
+                              x.get(),
+                              weight,
+                              p,
+                              p,
+                              p,
+                              p,
+                              out.get(),
+                              stats.floats(),
+                              keep ? planes.floats() : nullptr,
+                              keep ? index.get() : nullptr,
+                              2,
+                              scratch.get()};
+    expect(triplet_forward(dtype, args, {}), "triplet_forward");
+  }
+  const Buffer scratch(triplet_scratch(dtype, shape, true), 0xff);
+  const TripletBackward args{shape,
+                             x.get(),
+                             out.get(),
+                             weight,
+                             p,
+                             p,
+                             stats.floats(),
+                             planes.floats(),
+                             index.get(),
+                             2,
+                             grad.get(),
+                             grad_w.floats(),
+                             grad_gamma.floats(),
+                             grad_beta.floats(),
+                             scratch.get()};
+  expect(triplet_backward(dtype, args, {}), "triplet_backward");
+}
+
+}  // namespace
+
+int main() {
+  for (const int dtype : {kFloat32, kBFloat16, kFloat16}) {
+    for (const bool channels_last : {false, true}) {
+      run_eca(dtype, 2, 7, 17 * 19, channels_last, 3);
+      run_eca(dtype, 1, 72, 300, channels_last, 5);
+      run_eca(dtype, 2, 1, 1, channels_last, 9);
+    }
+    run_triplet(dtype, 2, 7, 17, 19, 3, 7, true);
+    run_triplet(dtype, 1, 9, 65, 72, 3, 7, false);
+    run_triplet(dtype, 1, 8, 64, 64, 2, 3, true);
+    run_triplet(dtype, 2, 1, 1, 2, 3, 5, true);
+  }
+  run_eca(kFloat32, 1, 3, 9001, false, 3);
+  run_eca(kFloat32, 2, 5000, 3, true, 3);
+  run_triplet(kFloat32, 1, 3, 40, 5, 3, 25, true);
+  std::puts("done");
+}
