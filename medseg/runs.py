@@ -135,7 +135,7 @@ def environment() -> dict[str, Any]:
     """Returns versions, processor, threads and source state, as a run should remember them."""
     versions = {
         "medseg": installed_version("medseg") or "checkout",
-        "python": platform.pythoninstalled_version(),
+        "python": platform.python_version(),
     }
     versions |= {name: installed_version(name) for name in _LIBRARIES}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
