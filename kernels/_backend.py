@@ -47,7 +47,7 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 def choose(op: str, x: Tensor, backend: str | None) -> str:
     """The backend that will run ``op`` on ``x``; a named one that cannot raises RuntimeError."""
-    return _resolve(op, backend or _forced, x.device.type, x.dtype)
+    return _choose(op, backend or _forced, x.device.type, x.dtype)
 
 
 def _known(name: str | None) -> None:
@@ -56,6 +56,10 @@ def _known(name: str | None) -> None:
 
 
 @torch.compiler.assume_constant_result
+def _choose(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
+    return _resolve(op, wanted, device, dtype)
+
+
 @functools.cache
 def _resolve(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
     _known(wanted)

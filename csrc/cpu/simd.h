@@ -248,9 +248,12 @@ MEDSEG_INLINE Vec<double> vexp(Vec<double> x) {
   for (int i = 0; i < Lanes<double>::count; ++i) x[i] = __builtin_exp(x[i]);
   return x;
 }
+// vexp saturates short of infinity, so the end where the gate is exactly 0 is put in by hand:
+// infinity * 0 has to be NaN, as it is in the reference.
 template <class A>
 MEDSEG_INLINE Vec<A> sigmoid(Vec<A> z) {
-  return A(1) / (A(1) + vexp(-z));
+  const Vec<A> g = A(1) / (A(1) + vexp(-z));
+  return z == lowest<A>() ? Vec<A>{} : g;
 }
 template <class A>
 MEDSEG_INLINE A sigmoid_scalar(A z) {

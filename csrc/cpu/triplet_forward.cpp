@@ -257,6 +257,7 @@ void activate(const Plane& flat, A* u, Range rows, A scale, A shift, A share) {
 }
 
 // Backward along a0, the image's newest part first; rows forward, as the prefetcher likes them.
+// Three products, not x times the sum of gates: infinity * 0 must stay NaN, and they cost nothing.
 template <class T>
 void apply(const TripletShape& s, const T* x, Acc<T>* const gate[3], Range a0s, T* out) {
   using A = Acc<T>;
@@ -270,11 +271,13 @@ void apply(const TripletShape& s, const T* x, Acc<T>* const gate[3], Range a0s, 
       const A* g0 = gate[0] + a1 * ld0;
       const A g2 = gate[2][a0 * ld2 + a1];
       int64_t j = 0;
-      for (; j + L <= s.a[2]; j += L)
-        store(to + j, load(from + j) * (read<Vec<A>>(g0 + j) + read<Vec<A>>(g1 + j) + g2));
+      const auto gated = [&](int64_t j, Vec<A> v) {
+        return v * read<Vec<A>>(g0 + j) + (v * read<Vec<A>>(g1 + j) + v * g2);
+      };
+      for (; j + L <= s.a[2]; j += L) store(to + j, gated(j, load(from + j)));
       if (j < s.a[2]) {
-        const Vec<A> g = read<Vec<A>>(g0 + j) + read<Vec<A>>(g1 + j) + g2;
-        store_part(to + j, load_part(from + j, s.a[2] - j) * g, s.a[2] - j);
+        const int64_t count = s.a[2] - j;
+        store_part(to + j, gated(j, load_part(from + j, count)), count);
       }
     }
   }

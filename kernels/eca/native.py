@@ -47,7 +47,7 @@ def backward(
     return grad_x, grads[:-1], grads[-1:]
 
 
-def _shape(cpu, x: Tensor, weight: Tensor):  # noqa: ANN001, ANN202  (types of the compiled module)
+def _shape(cpu, x: Tensor, weight: Tensor):  # noqa: ANN001  (types of the compiled module)
     n, c, h, w = x.shape
     strides = x.stride()
     return cpu.EcaShape(

@@ -69,7 +69,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
 
 
-def _launchers(backend: str):  # noqa: ANN202  (a module with forward and backward)
+def _launchers(backend: str):
     if backend == "cpu":
         from . import native as module
     elif backend == "cuda":
@@ -79,9 +79,7 @@ def _launchers(backend: str):  # noqa: ANN202  (a module with forward and backwa
     return module
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return _launchers(backend).forward(x, weight, bias)
 
 
@@ -94,9 +92,7 @@ def _backward(
     return x.new_empty(0) if grad_x is None else grad_x, grad_weight, grad_bias
 
 
-def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
     return like_input(x), x.new_empty((2, x.shape[0], x.shape[1]), dtype=accumulator(x.dtype))
 
 
@@ -109,7 +105,7 @@ def _fake_backward(
 
 class _ECA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, backend):  # noqa: ANN001, ANN205
+    def forward(ctx, x, weight, bias, backend):  # noqa: ANN001
         with torch._C._AutoDispatchBelowAutograd():
             out, saved = _eca(x, weight, bias, backend)
         ctx.backend, ctx.biased = backend, bias is not None
@@ -119,7 +115,7 @@ class _ECA(torch.autograd.Function):
         return out, saved
 
     @staticmethod
-    def backward(ctx, grad_out, _):  # noqa: ANN001, ANN205
+    def backward(ctx, grad_out, _):  # noqa: ANN001
         if grad_out is None:
             return None, None, None, None
         x, weight, bias, saved = ctx.saved_tensors

@@ -86,7 +86,7 @@ def _rows_dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) or x.stride(3) == 1 else x.contiguous()
 
 
-def _shape(cpu, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001, ANN202
+def _shape(cpu, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001
     order = (2, 3, 1) if is_channels_last(x) else (1, 2, 3)
     gate, turned = NHWC if is_channels_last(x) else NCHW
     gates = conv_weight.shape[0]

@@ -105,7 +105,9 @@ def _check(
     }
     for name, given in {"conv_weight": conv_weight, **vectors}.items():
         if name in vectors and tuple(given.shape) != (gates,):
-            raise ValueError(f"{name} must be ({gates},) like conv_weight, got {tuple(given.shape)}")
+            raise ValueError(
+                f"{name} must be ({gates},) like conv_weight, got {tuple(given.shape)}"
+            )
         if given.dtype is not x.dtype and given.dtype is not torch.float32:
             raise ValueError(f"{name} must be {x.dtype} like x or float32, got {given.dtype}")
         if given.device != x.device:
@@ -119,7 +121,7 @@ def _check(
         )
 
 
-def _launchers(backend: str):  # noqa: ANN202  (a module with forward and backward)
+def _launchers(backend: str):
     if backend == "cpu":
         from . import native as module
     elif backend == "cuda":
@@ -214,7 +216,7 @@ def _fake_backward(
 
 class _Triplet(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *args):  # noqa: ANN001, ANN002, ANN205
+    def forward(ctx, *args):  # noqa: ANN001
         with torch._C._AutoDispatchBelowAutograd():
             out, stats, planes, index = _triplet(*args)
         x, conv_weight, bn_weight, bn_bias, running_mean, running_var = args[:6]
@@ -227,13 +229,13 @@ class _Triplet(torch.autograd.Function):
         return out, stats, planes, index
 
     @staticmethod
-    def backward(ctx, grad_out, *_):  # noqa: ANN001, ANN002, ANN205
+    def backward(ctx, grad_out, *_):  # noqa: ANN001
         if grad_out is None:
             return (None,) * 10
-        inputs = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors  # checkpointing allows one look
+        inputs, running, (stats, planes, index) = saved[:4], saved[4:6], saved[6:]
         if torch.is_grad_enabled():  # someone asked for create_graph
-            return _twice(grad_out, inputs, ctx.saved_tensors[4:6], ctx.training, ctx.eps)
-        stats, planes, index = ctx.saved_tensors[6:]
+            return _twice(grad_out, inputs, running, ctx.training, ctx.eps)
         grads = _triplet_backward(
             grad_out, *inputs, stats, planes, index, ctx.training, ctx.eps, ctx.backend
         )
@@ -260,7 +262,7 @@ def _twice(
     return (*(next(found) if t.requires_grad else None for t in inputs), *(None,) * 6)
 
 
-def _autograd(*args) -> tuple[Tensor, ...]:  # noqa: ANN002
+def _autograd(*args) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled() and any(t.requires_grad for t in args[:4]):
         return _Triplet.apply(*args[:8], True, args[9])  # pyright: ignore[reportReturnType]
     with torch._C._AutoDispatchBelowAutograd():

@@ -13,7 +13,14 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A power of two, an odd one, smaller than any block or vector, a tall and a flat one, one of a
 # model; five images leave a last one for two threads to share.
-SHAPES = ((4, 8, 16, 16), (2, 7, 17, 19), (1, 3, 2, 2), (3, 16, 33, 1), (1, 5, 1, 9), (5, 64, 32, 32))
+SHAPES = (
+    (4, 8, 16, 16),
+    (2, 7, 17, 19),
+    (1, 3, 2, 2),
+    (3, 16, 33, 1),
+    (1, 5, 1, 9),
+    (5, 64, 32, 32),
+)
 FLOOR = {torch.float64: 1e-13}  # relative to the largest value; float32 accumulators otherwise
 FLOOR_FLOAT32 = 1e-6
 
@@ -22,6 +29,7 @@ def error(got: Tensor, truth: Tensor) -> float:
     """Largest deviation, relative to the largest value of the truth."""
     if truth.numel() == 0:
         return 0.0
+    truth = truth.detach()
     scale = float(truth.abs().max())
     return float((got.detach().double().cpu() - truth).abs().max()) / (scale or 1.0)
 

@@ -1,0 +1,201 @@
+"""What PyTorch expects of any operator, for every op on the CPU backend."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from medseg.kernels import eca_attention, triplet_attention, use_backend
+
+pytestmark = pytest.mark.usefixtures("needs_cpu")
+
+
+def eca_args(dtype=torch.float32):
+    return [torch.randn(3, dtype=dtype), torch.randn(1, dtype=dtype)]
+
+
+def triplet_args(dtype=torch.float32):
+    conv = torch.randn(3, 2, 3, 3, dtype=dtype) / 3
+    return [conv, torch.rand(3, dtype=dtype) + 0.5, torch.randn(3, dtype=dtype)]
+
+
+def eca(x, *learned):
+    return eca_attention(x, *learned)
+
+
+def triplet(x, *learned):
+    zeros, ones = torch.zeros_like(learned[1]).detach(), torch.ones_like(learned[1]).detach()
+    return triplet_attention(x, *learned, zeros, ones, training=False)
+
+
+def triplet_train(x, *learned):
+    zeros, ones = torch.zeros_like(learned[1]).detach(), torch.ones_like(learned[1]).detach()
+    return triplet_attention(x, *learned, zeros, ones, training=True)
+
+
+OPS = {"eca": (eca, eca_args), "triplet": (triplet, triplet_args)}
+OPS["triplet_train"] = (triplet_train, triplet_args)
+
+
+@pytest.fixture(params=OPS)
+def op(request):
+    torch.manual_seed(0)
+    return OPS[request.param]
+
+
+def leaves(make, dtype=torch.float32, shape=(2, 5, 6, 7)):
+    tensors = [torch.randn(shape, dtype=dtype), *make(dtype)]
+    return [t.requires_grad_() for t in tensors]
+
+
+def raw_calls():
+    """The registered operators with arguments, for opcheck."""
+    for cut in (False, True):
+        x = torch.randn(2, 6, 7, 8)[:, 1:] if cut else torch.randn(2, 5, 7, 8)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            y = (x if cut else x.contiguous(memory_format=layout)).detach().requires_grad_()
+            weight, bias = (t.requires_grad_() for t in eca_args())
+            yield torch.ops.medseg.eca.default, (y, weight, bias, "cpu")
+            learned = [t.requires_grad_() for t in triplet_args()]
+            running = (torch.zeros(3), torch.ones(3))
+            for training in (True, False):
+                arguments = (y, *learned, *running, training, 1e-5, True, "cpu")
+                yield torch.ops.medseg.triplet.default, arguments
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_opcheck(number):
+    operator, arguments = list(raw_calls())[number]
+    torch.library.opcheck(operator, arguments)
+
+
+def test_gradcheck(op):
+    fn, make = op
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, *learned = leaves(make, torch.float64, (2, 3, 4, 5))
+        x = x.detach().contiguous(memory_format=layout).requires_grad_()
+        assert torch.autograd.gradcheck(fn, (x, *learned))
+
+
+def test_second_derivatives(op):
+    fn, make = op
+    assert torch.autograd.gradgradcheck(fn, tuple(leaves(make, torch.float64, (2, 2, 3, 3))))
+
+
+def test_compile(op):
+    fn, make = op
+    compiled = torch.compile(fn, fullgraph=True, dynamic=True)
+    for shape in ((2, 5, 6, 7), (1, 4, 9, 8)):
+        tensors = leaves(make, shape=shape)
+        want = torch.autograd.grad(fn(*tensors).square().sum(), tensors)
+        got = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
+        torch.testing.assert_close(got, want)
+
+
+def test_compiled_code_follows_the_chosen_backend():
+    x, weight = torch.randn(1, 4, 5, 6), torch.randn(3)
+    compiled = torch.compile(eca_attention, fullgraph=True, backend="eager")
+    with torch.profiler.profile() as fused:
+        compiled(x, weight)
+    with use_backend("reference"), torch.profiler.profile() as plain:
+        compiled(x, weight)
+    assert "medseg::eca" in {e.key for e in fused.key_averages()}
+    assert "medseg::eca" not in {e.key for e in plain.key_averages()}
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, fn, learned):
+        super().__init__()
+        self.fn = fn
+        self.learned = torch.nn.ParameterList(learned)
+
+    def forward(self, x):
+        return self.fn(x, *self.learned)
+
+
+@pytest.mark.parametrize("strict", (True, False))
+def test_exported_modules_still_train(op, strict):
+    fn, make = op
+    x, *learned = leaves(make)
+    module = Holder(fn, learned)
+    batch = torch.export.Dim("batch", min=1, max=16)
+    program = torch.export.export(
+        module, (x.detach(),), dynamic_shapes={"x": {0: batch}}, strict=strict
+    )
+    exported = program.module()
+    other = torch.randn(3, *x.shape[1:])
+    torch.testing.assert_close(exported(other), module(other))
+    exported(other).square().sum().backward()
+    found = [p.grad for p in exported.parameters()]
+    want = torch.autograd.grad(module(other).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(found, list(want))
+
+
+def test_checkpointing(op):
+    fn, make = op
+    tensors = leaves(make)
+    want = torch.autograd.grad(fn(*tensors).square().sum(), tensors)
+    out = checkpoint(fn, *tensors, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors), want)
+
+
+def test_autocast_keeps_parameters_in_float32(op):
+    fn, make = op
+    x, *learned = leaves(make)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = torch.nn.functional.conv2d(x, torch.ones(5, 5, 1, 1))
+        out = fn(half, *learned)
+    assert half.dtype is torch.bfloat16 and out.dtype is torch.bfloat16
+    grads = torch.autograd.grad(out.float().sum(), learned)
+    assert all(g.dtype is torch.float32 for g in grads)
+
+
+def test_gradients_only_where_they_are_asked(op):
+    fn, make = op
+    x, *learned = leaves(make)
+    out = fn(x.detach(), *learned)
+    assert all(g is not None for g in torch.autograd.grad(out.sum(), learned))
+    out = fn(x, *(t.detach() for t in learned))
+    assert torch.autograd.grad(out.sum(), x)[0].shape == x.shape
+    with torch.no_grad():
+        assert not fn(x, *learned).requires_grad
+
+
+def test_gradients_that_come_expanded_or_in_another_layout(op):
+    fn, make = op
+    tensors = leaves(make, shape=(2, 4, 6, 8))
+    want = torch.autograd.grad(fn(*tensors), tensors, torch.ones(2, 4, 6, 8))
+    expanded = torch.autograd.grad(fn(*tensors).sum(), tensors)
+    turned = torch.ones(2, 4, 6, 8).contiguous(memory_format=torch.channels_last)
+    other = torch.autograd.grad(fn(*tensors), tensors, turned)
+    torch.testing.assert_close(expanded, want)
+    torch.testing.assert_close(other, want)
+
+
+def test_forward_mode_takes_the_reference(op):
+    fn, make = op
+    x, *learned = (t.detach() for t in leaves(make, torch.float64))
+    tangent = torch.randn_like(x)
+    _, moved = torch.func.jvp(lambda v: fn(v, *learned), (x,), (tangent,))
+    step = 1e-6
+    slope = (fn(x + step * tangent, *learned) - fn(x - step * tangent, *learned)) / (2 * step)
+    torch.testing.assert_close(moved, slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ("eca", "triplet"))
+def test_vmap(name):
+    """In training the running statistics, shared by all, forbid it, as in ``nn.BatchNorm2d``."""
+    fn, make = OPS[name]
+    x, *learned = (t.detach() for t in leaves(make))
+    many = torch.stack((x, 2 * x))
+    got = torch.vmap(lambda v: fn(v, *learned))(many)
+    torch.testing.assert_close(got, torch.stack([fn(v, *learned) for v in many]))
+
+
+def test_layers_survive_deepcopy_of_a_graph_free_module(op):
+    fn, make = op
+    x, *learned = leaves(make)
+    module = Holder(fn, learned)
+    twin = copy.deepcopy(module)
+    torch.testing.assert_close(twin(x), module(x))
