@@ -14,14 +14,17 @@ Environment:
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 KERNELS = [f"medseg.kernels.{p.parent.name}" for p in sorted((ROOT / "kernels").glob("*/op.py"))]
@@ -61,9 +64,12 @@ def nvcc() -> str:
     return found
 
 
-def include_flags() -> str:
-    import pybind11
-
+def binding_flags() -> str:
+    """Where the headers of pybind11, Python and csrc/ are; only the bindings need the first two."""
+    try:
+        import pybind11
+    except ModuleNotFoundError as error:
+        raise BuildError(f"{error}; pip install -e . brings it, or pip install pybind11") from None
     paths = [pybind11.get_include(), sysconfig.get_path("include"), str(ROOT / "csrc")]
     return " ".join(f"-I{_escaped(p)}" for p in paths)
 
@@ -72,22 +78,25 @@ def _escaped(path: str | Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def _rule(name: str, command: str) -> list[str]:
+    depfile = [] if name == "link" else ["  depfile = $out.d"]
+    return [f"rule {name}", f"  command = {command}", *depfile]
+
+
 def cpu_ninja(objects: Path, target: Path) -> str:
     """build.ninja of `_cpu`: every source once per instruction set, plus the bindings."""
     isas = ISAS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
     extra = os.environ.get("MEDSEG_CXXFLAGS", "")
     undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+    tool = f"{compiler()} -std=c++17 -O3 {OPENMP} -fPIC -fvisibility=hidden {extra}"
+    files = "-MMD -MF $out.d -c $in -o $out"
     lines = [
-        "rule compile",
-        f"  command = {compiler()} -std=c++17 -O3 -ffp-contract=fast {OPENMP} -fPIC "
-        f"-fvisibility=hidden {include_flags()} {extra} $isa -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "rule link",
-        f"  command = {compiler()} -shared {undefined} {OPENMP} {extra} $in -o $out",
-        "",
+        *_rule("bind", f"{tool} {binding_flags()} {files}"),
+        *_rule("compile", f"{tool} -ffp-contract=fast -fno-exceptions $isa {files}"),
+        *_rule("link", f"{compiler()} -shared {undefined} {OPENMP} {extra} $in -o $out"),
     ]
     built = [_escaped(objects / "cpu_bindings.o")]
-    lines += [f"build {built[0]}: compile {_escaped(ROOT / 'csrc' / 'cpu_bindings.cpp')}"]
+    lines += [f"build {built[0]}: bind {_escaped(ROOT / 'csrc' / 'cpu_bindings.cpp')}"]
     for isa, options in isas.items():
         for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
             built.append(_escaped(objects / f"{source.stem}.{isa}.o"))
@@ -98,24 +107,21 @@ def cpu_ninja(objects: Path, target: Path) -> str:
 
 def cuda_ninja(objects: Path, target: Path) -> str:
     """build.ninja of `_cuda`: static CUDA runtime, so that it imports without a driver."""
-    archs = os.environ.get("MEDSEG_CUDA_ARCHS", "80;90").replace(",", ";").split(";")
+    archs = re.findall(r"\d+[a-z]?", os.environ.get("MEDSEG_CUDA_ARCHS") or "80;90")
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs]
     codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     tool = _escaped(nvcc()) + (f" -ccbin {compiler()}" if os.environ.get("CXX") else "")
-    host = "-Xcompiler -fPIC,-fvisibility=hidden"
+    flags = f"{CUDA_FLAGS} -Xcompiler -fPIC,-fvisibility=hidden"
+    files = "-MMD -MF $out.d -c $in -o $out"
     lines = [
-        "rule compile",
-        f"  command = {tool} {CUDA_FLAGS} {' '.join(codes)} {host} {include_flags()} "
-        "-MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "rule link",
-        f"  command = {tool} -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out",
-        "",
+        *_rule("bind", f"{tool} {flags} {binding_flags()} {files}"),
+        *_rule("compile", f"{tool} {flags} {' '.join(codes)} {files}"),
+        *_rule("link", f"{tool} -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"),
     ]
-    built = []
-    sources = [*(ROOT / "csrc" / "cuda").glob("*.cu"), ROOT / "csrc" / "cuda_bindings.cpp"]
-    for source in sorted(sources):
-        built.append(_escaped(objects / f"{source.name}.o"))
+    built = [_escaped(objects / "cuda_bindings.o")]
+    lines += [f"build {built[0]}: bind {_escaped(ROOT / 'csrc' / 'cuda_bindings.cpp')}"]
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        built.append(_escaped(objects / f"{source.stem}.o"))
         lines += [f"build {built[-1]}: compile {_escaped(source)}"]
     return "\n".join([*lines, f"build {_escaped(target)}: link {' '.join(built)}", ""])
 
@@ -127,9 +133,27 @@ def run_ninja(script: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         output = done.stdout + done.stderr
-        errors = [line for line in output.splitlines() if "error" in line.lower()]
         sys.stderr.write(output)
-        raise BuildError(f"the compiler failed: {(errors or output.splitlines() or ['?'])[0]}")
+        raise BuildError(f"the compiler failed: {first_error(output)}")
+
+
+def first_error(output: str) -> str:
+    """The line of a compiler's or linker's output that says most about why it failed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r"(?<!collect2: )\berror\b.*:", r"\bld: ", r"[Ee]rror|not found|No module"):
+        for line in lines:
+            if re.search(pattern, line) and not line.startswith("ninja: build stopped"):
+                return line
+    return lines[-1] if lines else "it printed nothing"
+
+
+class BuildPython(build_py):
+    """Copies the Python files into an empty folder: a wheel holds nothing of earlier builds."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "medseg", ignore_errors=True)
+        super().run()
 
 
 class BuildKernels(build_ext):
@@ -137,21 +161,23 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         self.notes: dict[str, str | None] = {}
-        super().run()
         in_place = self.inplace or self.editable_mode
-        folder = ROOT / "kernels" if in_place else Path(self.build_lib) / "medseg" / "kernels"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "_build.json").write_text(json.dumps(self.notes, indent=1) + "\n")
+        self.folder = ROOT / "kernels" if in_place else Path(self.build_lib) / "medseg" / "kernels"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        super().run()
+        (self.folder / "_build.json").write_text(json.dumps(self.notes, indent=1) + "\n")
 
     def build_extension(self, ext: Extension) -> None:
         name = ext.name.rpartition(".")[2]
-        for old in (ROOT / "kernels").glob(f"{name}.*.so"):
+        started = time.perf_counter()
+        for old in self.folder.glob(f"{name}.*"):
             old.unlink()  # a stale module would load as if it were this build's
         try:
             if os.environ.get(f"MEDSEG_BUILD{name.upper()}") == "0":
                 raise BuildError(f"MEDSEG_BUILD{name.upper()}=0 skipped it")
             self._compile(name, Path(self.get_ext_fullpath(ext.name)).resolve())
             self.notes[name] = None
+            print(f"medseg: {ext.name} was built in {time.perf_counter() - started:.1f} s")
         except BuildError as error:
             self.notes[name] = str(error)
             print(f"medseg: {ext.name} was not built: {error}", file=sys.stderr)
@@ -167,5 +193,5 @@ setup(
     packages=["medseg.kernels", *PACKAGES],
     package_dir={"medseg.kernels": "kernels"},
     ext_modules=[Extension(f"medseg.kernels.{n}", [], optional=True) for n in ("_cpu", "_cuda")],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPython},
 )
