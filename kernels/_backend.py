@@ -1,4 +1,4 @@
-"""Which backend runs an op, and why the others cannot. One sentence serves error, skip and report."""
+"""Which backend runs an op, and why not the others; one sentence for error, skip and report."""
 
 import contextlib
 import functools
@@ -55,9 +55,12 @@ def _known(name: str | None) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
 
 
-@torch.compiler.assume_constant_result
 def _choose(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
     return _resolve(op, wanted, device, dtype)
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo (a second).
+_choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def threads_for(x: Tensor) -> int:
 
 
 def dense_planes(x: Tensor) -> Tensor:
-    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a contiguous copy."""
+    """``x`` itself if channels_last or of dense (H, W) planes, else a contiguous copy."""
     if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
         return x
     return x.contiguous()
