@@ -5,11 +5,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from medseg.data import write_blood_smear
 from medseg.train import main
 
 SHORT = ["--epochs", "2", "--batch", "4", "--size", "32"]
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and wait long for them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +45,7 @@ def train(smear, tmp_path, capsys):
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished(smear, tmp_path_factory):
     """The folder of one finished run."""
     out = tmp_path_factory.mktemp("runs")
