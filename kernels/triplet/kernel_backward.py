@@ -181,9 +181,11 @@ def _plane_grads(
     sums_kernel[(3,)](
         shares, grad_bias, grad_weight, *where, tiles, **view.constants(), V=valid, BLOCK=1024
     )
+    # It holds twice what the other kernels hold of a tile: half the rows of taps, more warps.
+    leaner = {"TAPS": min(4, conv["TAPS"]), "num_warps": max(8, conv["num_warps"])}
     planes_kernel[(2 * tiles,)](
         planes, work, conv_weight, bn_weight, stats, grad_bias, grad_weight, dq, tap_shares,
-        *where, size, TRAINING=training, **{**mapping, "num_warps": 8},
+        *where, size, TRAINING=training, **{**mapping, **leaner},
     )  # fmt: skip
     taps_kernel[(3, triton.cdiv(taps, 16))](
         tap_shares, grad_conv, *where,

@@ -27,7 +27,7 @@ def conv_tile(kernel_size: int) -> dict[str, int]:
     if kernel_size <= 9:
         tile, rows, warps = 32, min(8, triton.next_power_of_2(kernel_size)), 4
     else:
-        tile, rows, warps = 64, 2, 8
+        tile, rows, warps = 64, 2, 16
     return {"K": kernel_size, "TILE": tile, "TAPS": rows, "num_warps": warps}
 
 
@@ -208,7 +208,7 @@ def gates_kernel(
         tl.store(moment_ptr + tile, count)
         tl.store(moment_ptr + tiles + tile, center)
         squares = tl.sum(tl.sum(spread * spread, axis=1), axis=0)
-        tl.store(moment_ptr + 2 * tiles.to(tl.int64) + tile, squares)
+        tl.store(moment_ptr + 2 * (tile * 0 + tiles) + tile, squares)
     else:
         center = tl.load(mean_ptr + gate).to(tl.float32)
         var = tl.load(var_ptr + gate).to(tl.float32)

@@ -31,6 +31,7 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64, 65536),
 }
 LARGE, ODD, DEEP = (4, 64, 256, 256), (2, 7, 17, 19), (8, 512, 16, 16)
+ONES, FLAT = (1, 1, 1, 1), (1, 1, 1, 7)  # Triton compiles sizes of 1 in as constants
 Row = tuple[str, int, int, int, int]  # kernel, registers, shared, spilled bytes, load width
 
 
@@ -48,6 +49,8 @@ def run_eca() -> None:
         (LARGE, torch.bfloat16, True, 5),
         (DEEP, torch.float16, False, 5),
         (ODD, torch.float32, True, 1),
+        (ONES, torch.float32, False, 3),
+        (FLAT, torch.float16, False, 3),
     ):
         x = feature_map(shape, dtype, last)
         weight = torch.empty(taps)
@@ -65,6 +68,8 @@ def run_triplet() -> None:
         (LARGE, torch.bfloat16, True, 7, 3, True),
         (DEEP, torch.float16, False, 7, 3, False),
         (ODD, torch.float32, True, 3, 2, True),
+        (ONES, torch.float32, False, 7, 3, False),
+        (FLAT, torch.float16, False, 7, 3, True),
         (LARGE, torch.float32, False, 11, 3, False),
         (LARGE, torch.float32, False, 35, 2, True),
     ):
