@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -31,7 +32,7 @@ class Report:
     worst: Sequence[Picture] = field(default_factory=list)
     stopped: str | None = None  # why training ended early
 
-    @property
+    @cached_property
     def lines(self) -> list[ScoreLine]:
         """The score table."""
         return score_lines(self.scores, self.names)
