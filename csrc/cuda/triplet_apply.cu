@@ -12,7 +12,7 @@ namespace {
 
 // out = x * (sum over gates) / gates, each product apart, so that infinity behaves as in PyTorch.
 template <class T, bool ALIGNED>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 4)
     apply_kernel(const __grid_constant__ Triplet t, const T* x, T* out) {
   constexpr int V = kVector<T>, ROWS = 16 / V;
   const Place p = place_of<ROWS>(t.x, t.map, gridDim.x - 1 - blockIdx.x);
@@ -104,7 +104,7 @@ inline __host__ __device__ unsigned tap_blocks(const Triplet& t) {
 // gates. Half the rows of apply_kernel, since a position of a plane takes four registers here. The
 // leading blocks add up the gradients of the taps instead, which saves a launch.
 template <class T, bool ALIGNED>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, 4)
     grad_x_kernel(const __grid_constant__ Triplet t, const T* grad_out, T* grad_x) {
   constexpr int V = kVector<T>, ROWS = 8 / V;
   if (blockIdx.x < tap_blocks(t)) return add_taps(t);

@@ -90,7 +90,7 @@ struct Conv {
   __device__ __forceinline__ void apply(const float* image, const float* taps,
                                         float (&u)[4]) const {
     const float* corner = image + threadIdx.x / kGateTile * 4 * span() + threadIdx.x % kGateTile;
-#pragma unroll
+#pragma unroll 1  // one column of taps in flight is enough, all of them are too many registers
     for (int j = 0; j < k; ++j) {
       const float* q = corner + j;
       float a = q[0], b = q[span()], c = q[2 * span()];

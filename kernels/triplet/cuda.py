@@ -64,7 +64,7 @@ def backward(
     grad_conv = stats.new_empty(conv_weight.shape)
     grad_bn = stats.new_empty((2, bn_weight.shape[0]))
     if x.numel() == 0:
-        return grad_x, grad_conv.zero_(), *grad_bn.zero_()
+        return grad_x, grad_conv.zero_(), grad_bn[0].zero_(), grad_bn[1].zero_()
     grad_out = like_layout(x, grad_out)
     x = rows_dense(x)
     params = _contiguous(conv_weight, bn_weight, bn_bias)

@@ -116,9 +116,11 @@ def test_first_of_equal_maxima_gets_the_gradient(emulator, value):
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.full((2, 6, 34, 18), 0.5).contiguous(memory_format=layout)
         x[:, 3:] = value
-        params = triplet_params(3, 3, torch.float32)
-        ones = torch.ones(3)
-        _, _, _, index = triplet_cuda.forward(x, *params, ones, ones, False, 1e-5, True)
+        conv, scale, shift = triplet_params(3, 3, torch.float32)
+        stats = torch.ones(2, 3)
+        index = triplet_cuda.forward(x, conv, scale, shift, stats[0], stats[1], False, 1e-5, True)[
+            3
+        ]
         order = (2, 3, 1) if layout is torch.channels_last else (1, 2, 3)
         parts = index.split([x.numel() // x.shape[axis] for axis in order])
         for axis, part in zip(order, parts, strict=True):
@@ -157,7 +159,7 @@ def everything(x):
         (fused_triplet(True, 3), triplet_params(3, 7, x.dtype)),
         (fused_triplet(False, 2), triplet_params(2, 3, x.dtype)),
     ):
-        leaves = [t.clone(memory_format=torch.preserve_format) for t in (x, *params)]
+        leaves = [t.to(x.device, copy=True) for t in (x, *params)]
         leaves = [t.requires_grad_() for t in leaves]
         out = fn(*leaves)
         found += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out) / 3)]

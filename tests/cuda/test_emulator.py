@@ -54,7 +54,7 @@ def test_what_would_hang_or_trap_throws(run, mistake):
 
 
 def test_kernels_are_clean_under_sanitizers(tmp_path):
-    flags = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     probe = tmp_path / "probe.cpp"
     probe.write_text("int main() {}")
     command = [str(build.compiler()), *flags, str(probe), "-o", str(tmp_path / "probe")]
