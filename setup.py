@@ -35,7 +35,9 @@ ISAS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c "
     "-mprefer-vector-width=512",
 }
-CUDA_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -lineinfo -cudart static"
+CUDA_FLAGS = (
+    "-std=c++17 -O3 --expt-relaxed-constexpr -lineinfo -cudart static -Xfatbin -compress-all"
+)
 OPENMP = "" if sys.platform == "darwin" else "-fopenmp"  # Apple's compiler has none: one thread
 
 
@@ -112,9 +114,10 @@ def cuda_ninja(objects: Path, target: Path) -> str:
     codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     tool = _escaped(nvcc()) + (f" -ccbin {compiler()}" if os.environ.get("CXX") else "")
     flags = f"{CUDA_FLAGS} -Xcompiler -fPIC,-fvisibility=hidden"
+    defined = f"'-DMEDSEG_CUDA_ARCHS=\"{' '.join(archs)} {archs[-1]}+PTX\"'"
     files = "-MMD -MF $out.d -c $in -o $out"
     lines = [
-        *_rule("bind", f"{tool} {flags} {binding_flags()} {files}"),
+        *_rule("bind", f"{tool} {flags} {defined} {binding_flags()} {files}"),
         *_rule("compile", f"{tool} {flags} {' '.join(codes)} {files}"),
         *_rule("link", f"{tool} -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"),
     ]
