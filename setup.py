@@ -36,7 +36,8 @@ ISAS = {
     "-mprefer-vector-width=512",
 }
 CUDA_FLAGS = (
-    "-std=c++17 -O3 --expt-relaxed-constexpr -lineinfo -cudart static -Xfatbin -compress-all"
+    "-std=c++17 -O3 --expt-relaxed-constexpr -lineinfo -cudart static -Xfatbin -compress-all "
+    "-Xcompiler -fPIC,-fvisibility=hidden"
 )
 OPENMP = "" if sys.platform == "darwin" else "-fopenmp"  # Apple's compiler has none: one thread
 
@@ -113,12 +114,11 @@ def cuda_ninja(objects: Path, target: Path) -> str:
     codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs]
     codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
     tool = _escaped(nvcc()) + (f" -ccbin {compiler()}" if os.environ.get("CXX") else "")
-    flags = f"{CUDA_FLAGS} -Xcompiler -fPIC,-fvisibility=hidden"
     defined = f"'-DMEDSEG_CUDA_ARCHS=\"{' '.join(archs)} {archs[-1]}+PTX\"'"
     files = "-MMD -MF $out.d -c $in -o $out"
     lines = [
-        *_rule("bind", f"{tool} {flags} {defined} {binding_flags()} {files}"),
-        *_rule("compile", f"{tool} {flags} {' '.join(codes)} {files}"),
+        *_rule("bind", f"{tool} {CUDA_FLAGS} {defined} {binding_flags()} {files}"),
+        *_rule("compile", f"{tool} {CUDA_FLAGS} {' '.join(codes)} {files}"),
         *_rule("link", f"{tool} -shared -cudart static -Xlinker --exclude-libs,ALL $in -o $out"),
     ]
     built = [_escaped(objects / "cuda_bindings.o")]
