@@ -176,7 +176,8 @@ cudaError_t triplet_backward(int dtype, const TripletBackward& a, cudaStream_t s
   if (error == cudaSuccess) error = launch_gate_gradients(t, stream);
   if (error == cudaSuccess) error = launch_plane_gradients(t, stream);
   if (error != cudaSuccess) return error;
-  return launch_grad_x(t, even && aligned16(a.grad_x), a.grad_out, a.grad_x, stream);
+  const bool vectors = even && aligned16(a.grad_x) && aligned16(a.index);
+  return launch_grad_x(t, vectors, a.grad_out, a.grad_x, stream);
 }
 
 }  // namespace medseg::cuda

@@ -62,22 +62,50 @@ struct Fate {
   }
 };
 
+__device__ __forceinline__ int load_arg(const Plane& plane, int index_bytes, int64_t at) {
+  return index_bytes == 2 ? __ldg(static_cast<const int16_t*>(plane.index) + at)
+                          : __ldg(static_cast<const int32_t*>(plane.index) + at);
+}
+
 __device__ __forceinline__ Fate fate_at(const Plane& plane, int index_bytes, int64_t at) {
-  const int arg = index_bytes == 2 ? __ldg(static_cast<const int16_t*>(plane.index) + at)
-                                   : __ldg(static_cast<const int32_t*>(plane.index) + at);
-  return {__ldg(plane.gated + at), __ldg(plane.grad_mean + at), __ldg(plane.grad_max + at), arg};
+  return {__ldg(plane.gated + at), __ldg(plane.grad_mean + at), __ldg(plane.grad_max + at),
+          load_arg(plane, index_bytes, at)};
+}
+
+// The argmaxes of a lane's columns, two to a word where they are int16; `at` is even if ALIGNED.
+template <class T, bool ALIGNED>
+__device__ __forceinline__ void load_args(const Plane& plane, int index_bytes, int64_t at, int lane,
+                                          int limit, int (&arg)[kVector<T>]) {
+#pragma unroll
+  for (int v = 0; v < kVector<T>; v += 2) {
+    const int first = column<T, ALIGNED>(lane, v), second = column<T, ALIGNED>(lane, v + 1);
+    arg[v] = arg[v + 1] = -1;
+    if (ALIGNED && index_bytes == 2) {
+      if (first >= limit) continue;
+      const uint32_t pair = __ldg(static_cast<const uint32_t*>(plane.index) + (at + first) / 2);
+      arg[v] = static_cast<int>(pair & 0xffff);
+      arg[v + 1] = static_cast<int>(pair >> 16);
+    } else {
+      if (first < limit) arg[v] = load_arg(plane, index_bytes, at + first);
+      if (second < limit) arg[v + 1] = load_arg(plane, index_bytes, at + second);
+    }
+  }
 }
 
 // A lane's columns of a row of a plane; what is missing gives nothing.
 template <class T, bool ALIGNED>
 __device__ __forceinline__ void load_fates(const Plane& plane, int index_bytes, int64_t at,
                                            int lane, int limit, Fate (&fate)[kVector<T>]) {
+  constexpr int V = kVector<T>;
+  float gate[V], mean[V], max[V];
+  int arg[V];
+  if (plane.gate < 0) limit = 0;
+  load_floats<T, ALIGNED>(plane.gated + at, lane, limit, gate);
+  load_floats<T, ALIGNED>(plane.grad_mean + at, lane, limit, mean);
+  load_floats<T, ALIGNED>(plane.grad_max + at, lane, limit, max);
+  load_args<T, ALIGNED>(plane, index_bytes, at, lane, limit, arg);
 #pragma unroll
-  for (int v = 0; v < kVector<T>; ++v) {
-    const int col = column<T, ALIGNED>(lane, v);
-    fate[v] = Fate{0.0f, 0.0f, 0.0f, -1};
-    if (plane.gate >= 0 && col < limit) fate[v] = fate_at(plane, index_bytes, at + col);
-  }
+  for (int v = 0; v < V; ++v) fate[v] = Fate{gate[v], mean[v], max[v], arg[v]};
 }
 
 // grad_conv_weight from the blocks' sums: a warp for each tap of each gate.
