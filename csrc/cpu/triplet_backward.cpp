@@ -60,8 +60,8 @@ Flight<A> take_flight(const TripletShape& s, Arena& arena) {
   for (int m = 0; m < 3; ++m) {
     f.plane[m] = Plane::of<A>(s, m, true);
     f.flat[m] = Plane::of<A>(s, m, false);
-    f.q[m] = arena.take<A>(2 * f.plane[m].size()) + f.plane[m].origin();
-    f.du[m] = arena.take<A>(f.plane[m].size()) + f.plane[m].origin();
+    f.q[m] = arena.take<A>(2 * f.plane[m].size(), f.plane[m].origin());
+    f.du[m] = arena.take<A>(f.plane[m].size(), f.plane[m].origin());
     f.at_max[m] = arena.take<A>(f.flat[m].size());
     f.at_all[m] = arena.take<A>(f.flat[m].size());
     f.index[m] = arena.take<typename Lanes<A>::integer>(f.flat[m].size());
@@ -73,7 +73,7 @@ template <class A>
 Work<A> lay_out(const TripletShape& s, void* scratch) {
   Arena arena{static_cast<char*>(scratch), 0};
   Work<A> w;
-  const int64_t taps = 2 * s.taps * s.taps;
+  const int64_t taps = int64_t(2) * s.taps * s.taps;
   for (int m = 0; m < 3; ++m) {
     w.taps[m] = arena.take<A>(taps);
     w.flipped[m] = arena.take<A>(taps);
@@ -141,6 +141,8 @@ void dot(const TripletShape& s, const T* x, const T* dy, const Kept<Acc<T>>& k, 
   using A = Acc<T>;
   const int64_t ld0 = Plane::of<A>(s, 0, false).ld, ld2 = Plane::of<A>(s, 2, false).ld;
   const int64_t block = round_up(larger(1, 8192 / (ld0 * int64_t(sizeof(A)))), kRows);
+  if (rows.begin == rows.end)  // a thread without rows adds nothing
+    for (int64_t i = 0; i < s.a[0] * ld0; ++i) strip[i] = 0;
   for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
     const int64_t end = smaller(begin + block, rows.end);
     for (int64_t i = begin * ld0; i < end * ld0; ++i) k.dv[0][i] = 0;
@@ -409,7 +411,7 @@ void backward(const TripletBackward& a) {
     arrange_taps(s, static_cast<const A*>(a.conv_weight), m, true, steps.w.flipped[m]);
   }
   for (int64_t i = 0; i < s.n * 3 * s.threads; ++i) steps.w.sums[i] = {0, 0};
-  for (int64_t i = 0; i < s.threads * 6 * s.taps * s.taps; ++i) steps.w.grad_taps[i] = 0;
+  for (int64_t i = 0; i < int64_t(s.threads) * 6 * s.taps * s.taps; ++i) steps.w.grad_taps[i] = 0;
   Sums totals[3];
 
 #pragma omp parallel num_threads(s.threads)

@@ -30,8 +30,7 @@ Pooled<A> take_pooled(const TripletShape& s, Arena& arena, bool keep) {
   for (int m = 0; m < 3; ++m) {
     q.plane[m] = Plane::of<A>(s, m, true);
     q.flat[m] = Plane::of<A>(s, m, false);
-    A* base = arena.take<A>(2 * q.plane[m].size());
-    q.origin[m] = base + q.plane[m].origin();
+    q.origin[m] = arena.take<A>(2 * q.plane[m].size(), q.plane[m].origin());
     q.index[m] = keep ? arena.take<typename Lanes<A>::integer>(q.flat[m].size()) : nullptr;
   }
   q.strips = nullptr;
@@ -143,6 +142,18 @@ MEDSEG_INLINE void pool_rows(const TripletShape& s, const T* x, const Pooled<Acc
   }
 }
 
+// What a thread without rows adds to plane 1: nothing.
+template <class A>
+void clear_strip(const Strip<A>& strip, int64_t rows, int64_t cols) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < cols; ++j) {
+      strip.maximum[r * strip.ld + j] = lowest<A>();
+      strip.sum[r * strip.ld + j] = 0;
+      if (strip.index) strip.index[r * cols + j] = 0;
+    }
+  }
+}
+
 // This thread's rows a1 of one image, in blocks that stay in the first-level cache
 // while all of a0 passes by.
 template <class T, bool kIndex>
@@ -151,6 +162,7 @@ void pool(const TripletShape& s, const T* x, const Pooled<Acc<T>>& q, const Plac
   constexpr int R = kIndex ? kRows / 2 : kRows;
   const Strip<A> strip = strip_of(q, at, at.part);
   const Range rows = at.of(s.a[1]);
+  if (rows.begin == rows.end) clear_strip(strip, s.a[0], q.flat[1].ld);
   const int64_t width = round_up(s.a[2], Lanes<A>::count) * int64_t(sizeof(A));
   const int64_t block = round_up(larger(1, 8192 / width), R);
   for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
@@ -302,7 +314,7 @@ template <class A>
 Work<A> lay_out(const TripletShape& s, bool keep, void* scratch) {
   Arena arena{static_cast<char*>(scratch), 0};
   Work<A> w;
-  for (int m = 0; m < 3; ++m) w.taps[m] = arena.take<A>(2 * s.taps * s.taps);
+  for (int m = 0; m < 3; ++m) w.taps[m] = arena.take<A>(int64_t(2) * s.taps * s.taps);
   w.moments = arena.take<Moments>(s.n * 3 * s.threads);
   w.strips = arena.take<A>(s.threads * 3 * Plane::of<A>(s, 1, false).size());
   const int64_t slots = smaller(s.n, s.threads);

@@ -31,14 +31,14 @@ struct Plane {
   MEDSEG_INLINE int64_t origin() const { return (height - rows) / 2 * ld + margin; }
 };
 
-// Hands out pieces of scratch; with a null base it only counts.
+// Hands out pieces of scratch, as a pointer `origin` elements inside; a null base only counts.
 struct Arena {
   char* base;
   int64_t used;
 
   template <class A>
-  MEDSEG_INLINE A* take(int64_t count) {
-    A* p = base ? reinterpret_cast<A*>(base + used) : nullptr;
+  MEDSEG_INLINE A* take(int64_t count, int64_t origin = 0) {
+    A* p = base ? reinterpret_cast<A*>(base + used) + origin : nullptr;
     used += round_up(count * int64_t(sizeof(A)), 64);
     return p;
   }

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.kernels import eca_attention, eca_reference
-from tests.kernels.truth import DTYPES, SHAPES, check, layouts
+from tests.kernels.truth import DTYPES, SHAPES, check, layouts, on_threads
 
 
 def params(taps=3, bias=True, dtype=torch.float32):
@@ -44,18 +44,14 @@ def test_half_parameters_get_half_gradients(dtype):
     w=st.integers(1, 20),
     taps=st.sampled_from((1, 3, 9)),
     last=st.booleans(),
-    threads=st.integers(1, 5),
+    threads=st.integers(1, 16),
 )
 def test_any_shape_and_number_of_threads(n, c, h, w, taps, last, threads):
     x = torch.randn(n, c, h, w, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     weight = torch.randn(taps, dtype=torch.float64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         check(cpu, eca_reference, x, [weight])
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("needs_cpu")

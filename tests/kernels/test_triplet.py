@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medseg.kernels import triplet_attention, triplet_reference
-from tests.kernels.truth import DTYPES, SHAPES, check, layouts
+from tests.kernels.truth import DTYPES, SHAPES, check, layouts, on_threads
 
 
 def params(gates=3, k=7, dtype=torch.float32):
@@ -56,19 +56,15 @@ def test_cpu_holds_the_rule(shape, dtype, training):
     k=st.sampled_from((1, 3, 7, 9)),
     last=st.booleans(),
     training=st.booleans(),
-    threads=st.integers(1, 5),
+    threads=st.integers(1, 16),
 )
 def test_any_shape_and_number_of_threads(n, c, h, w, k, last, training, threads):
     # One value per gate is refused in training, and two are all but: their difference decides.
     training = training and n * min(c * w, h * c, h * w) > 4
     x = torch.randn(n, c, h, w, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         check_cpu(x, k=k, training=training)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("needs_cpu")
@@ -79,6 +75,17 @@ def test_threads_share_images_without_changing_the_result(images, memory_format)
     x = torch.randn(images, 24, 96, 96).contiguous(memory_format=memory_format)
     check_cpu(x)
     check_cpu(x, training=False)
+
+
+@pytest.mark.usefixtures("every_isa")
+@pytest.mark.parametrize("threads", (2, 5, 16))
+def test_more_threads_than_rows_to_share(threads):
+    """Some threads of an image, the first above all, then have no row."""
+    with on_threads(threads):
+        for x in layouts((1, 6, 1, 40), torch.float64):
+            check_cpu(x)
+        for x in layouts((2, 3, 3, 5), torch.float64):
+            check_cpu(x, training=False)
 
 
 @pytest.mark.usefixtures("needs_cpu")

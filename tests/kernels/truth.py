@@ -5,10 +5,13 @@ reference at the same dtype (three times for gradients), plus a floor of a few r
 accumulator: where the plain reference happens to be exact, ours may still round.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from medseg.kernels import _cpu_launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # A power of two, an odd one, smaller than any block or vector, a tall and a flat one, one of a
@@ -66,6 +69,19 @@ def check(
         assert got[0].stride() == torch.empty_like(x).stride()
     else:
         assert got[0].is_contiguous()
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Exactly ``count`` threads, however small the map; its parts may then be empty."""
+    before, grain = torch.get_num_threads(), _cpu_launch.GRAIN
+    torch.set_num_threads(count)
+    _cpu_launch.GRAIN = 1
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _cpu_launch.GRAIN = grain
 
 
 def layouts(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Iterator[Tensor]:
