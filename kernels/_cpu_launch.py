@@ -1,5 +1,6 @@
 """What the launchers of the compiled CPU kernels share."""
 
+import collections
 import contextlib
 from collections.abc import Iterator
 
@@ -13,14 +14,17 @@ GRAIN = 32768  # elements a thread must have to be worth waking; PyTorch's own f
 KEPT_BYTES = 16 << 20
 
 # Fresh pages cost more than the kernels that use them, so a few buffers stay. A launcher takes one
-# out and puts it back, which the interpreter lock makes safe between threads.
-_kept: list[Tensor] = []
+# out and puts it back; a deque's pop and append are atomic, so threads never share one.
+_kept: collections.deque[Tensor] = collections.deque()
 
 
 @contextlib.contextmanager
 def scratch(size: int) -> Iterator[int]:
     """The address of ``size`` bytes of working memory, aligned to 64."""
-    buffer = _kept.pop() if _kept else None
+    try:
+        buffer = _kept.pop()
+    except IndexError:  # asked rather than looked up: another thread may take it in between
+        buffer = None
     if buffer is None or buffer.numel() < size + 64:
         buffer = torch.empty(size + 64, dtype=torch.uint8)
     try:

@@ -2,13 +2,14 @@
 
 import shutil
 import subprocess
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from medseg.kernels import eca_attention, triplet_attention
+from medseg.kernels import _cpu_launch, eca_attention, triplet_attention
 from medseg.kernels._backend import compiled
 from medseg.kernels._cpu_launch import scratch, threads_for
 
@@ -102,3 +103,13 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other():
         for _ in range(5):
             got = list(pool.map(run, inputs))
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_buffer_that_another_thread_takes_first_is_not_missed(monkeypatch):
+    class Emptied(deque):
+        def __bool__(self):
+            return True  # as it was a moment ago
+
+    monkeypatch.setattr(_cpu_launch, "_kept", Emptied())
+    with scratch(1000) as address:
+        assert address % 64 == 0
