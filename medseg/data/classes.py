@@ -46,14 +46,15 @@ def class_table(
 def _read_classes(path: Path) -> dict[int, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        named = {int(value): name for value, name in content.items()}
+        named = {int(value): name.strip() for value, name in content.items()}
+        " ".join(named.values()).encode()  # half a surrogate pair is no text
     except (OSError, ValueError, AttributeError):
         named = {}
-    if not all(0 <= value <= 65535 and isinstance(name, str) for value, name in named.items()):
+    if not all(0 <= value <= 65535 and name for value, name in named.items()):
         named = {}
-    if not 2 <= len(named) <= MOST_CLASSES:
+    if not 2 <= len(named) == len(set(named.values())) <= MOST_CLASSES:
         raise UserError(
-            f"{path} must map 2 to {MOST_CLASSES} mask values to class names, as in "
+            f"{path} must map 2 to {MOST_CLASSES} mask values to different class names, as in "
             '{"0": "background", "255": "nucleus"}: correct it or remove it.',
             code=3,
         )

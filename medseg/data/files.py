@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import UserError
 from .table import Table
 
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 Item = TypeVar("Item")
@@ -45,6 +46,25 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
     elif wanted == 1 and pixels.shape[2] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
     return pixels
+
+
+def refuse_turned(path: Path) -> None:
+    """Refuses an image that viewers turn or mirror by its EXIF entry: its mask could be either way.
+
+    Raises:
+        UserError: the entry is there and says so.
+    """
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return  # what OpenCV cannot read either, `read_image` refuses
+    if turned:
+        raise UserError(
+            f"{path} is turned or mirrored by its EXIF entry, so that its mask could be meant for "
+            "either view: save the image upright, without the entry.",
+            code=3,
+        )
 
 
 def read_mask_values(path: Path) -> np.ndarray:

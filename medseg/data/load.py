@@ -18,6 +18,7 @@ from .files import (
     quote,
     read_image,
     read_mask_values,
+    refuse_turned,
 )
 from .table import Sample, Table
 
@@ -38,8 +39,8 @@ def load_table(
     mask, split, and group if known; names count from ``images`` and ``masks``, else from ``root``).
     Without a CSV, a hash of seed and stem draws ``val_fraction`` of the pairs for validation. Mask
     values become classes in ascending order: those of ``root/classes.json`` (value -> name), else
-    those that occur; the lowest is the background.
-    Every image and mask is read once, so that nothing is left to fail during training.
+    those that occur; the lowest is the background. Every image and mask is read once, so that
+    nothing is left to fail during training.
 
     Args:
         root: the data folder.
@@ -60,10 +61,10 @@ def load_table(
         samples = _draw_split(_pair_by_stem(root), val_fraction, seed)
     else:
         samples = _read_rows(root, table_file)
-        _refuse_empty_part(table_file, samples)
     channels, found = _inspect(samples)
     _refuse_single_class(root, samples, found)
     values, names = class_table(root, samples, found, classes)
+    _refuse_blank_val(root, samples, found, values[0])
     return Table(root, tuple(samples), values, names, channels)
 
 
@@ -99,6 +100,7 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
             continue
+        _refuse_odd_name(path)
         if path.stem in files:
             raise UserError(
                 f"{files[path.stem]} and {path.name} have the same name, so their pair is unclear: "
@@ -109,6 +111,16 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
     if not files:
         raise UserError(f"{folder} holds no image: add files ending in {' '.join(EXTENSIONS)}.", 3)
     return files
+
+
+def _refuse_odd_name(path: Path) -> None:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path.parent} holds {path.name!r}, whose name is no text in UTF-8: rename the file.",
+            code=3,
+        ) from None
 
 
 def _draw_split(pairs: list[tuple[Path, Path]], val_fraction: float, seed: int) -> list[Sample]:
@@ -134,7 +146,7 @@ def _draw_split(pairs: list[tuple[Path, Path]], val_fraction: float, seed: int) 
 def _read_rows(root: Path, path: Path) -> list[Sample]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv_format.DictReader(file, strict=True)
+            reader = csv_format.DictReader(file, strict=True, skipinitialspace=True)
             header = reader.fieldnames or ()
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv_format.Error) as error:
@@ -154,6 +166,7 @@ def _read_rows(root: Path, path: Path) -> list[Sample]:
         if sample.image in samples:
             raise UserError(f"{path} line {line} lists {row['image']} a second time: keep one.", 3)
         samples[sample.image] = sample
+    _refuse_empty_part(path, list(samples.values()))
     return list(samples.values())
 
 
@@ -199,6 +212,7 @@ def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:
 
     def look(sample: Sample) -> tuple[int, list[int]] | UserError:
         try:
+            refuse_turned(sample.image)
             image, mask = read_image(sample.image), read_mask_values(sample.mask)
         except UserError as error:
             return error
@@ -226,6 +240,18 @@ def _refuse_single_class(root: Path, samples: list[Sample], found: list[list[int
         raise UserError(
             f"every training mask in {root / 'masks'} holds {quote(values)} and nothing else: "
             "check that they are the right files, there is nothing to learn.",
+            code=3,
+        )
+
+
+def _refuse_blank_val(
+    root: Path, samples: list[Sample], found: list[list[int]], background: int
+) -> None:
+    pairs = zip(samples, found, strict=True)
+    if not _union(present for sample, present in pairs if sample.split == "val") - {background}:
+        raise UserError(
+            f"every val mask in {root / 'masks'} holds background and nothing else: there is "
+            "nothing to score; take other images as val in split.csv, or another --seed.",
             code=3,
         )
 

@@ -1,6 +1,7 @@
 """Folders, CSV files and classes.json: what is read, and every refusal with its sentence."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -265,13 +266,58 @@ def test_csv_that_is_not_text(small):
     refused(small.root, "split.csv cannot be read as a CSV file")
 
 
+def test_csv_with_blanks_after_commas(small):
+    lines = ("image, mask, split", "cell0.png, cell0.png, train", "cell1.png, cell1.png, val")
+    small.text("split.csv", *lines)
+    assert [sample.split for sample in load_table(small.root).samples] == ["train", "val"]
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_image_turned_by_exif(small, turn):
+    path = small.root / "images" / "cell0.jpg"
+    entry = Image.Exif()
+    entry[0x0112] = turn
+    Image.open(path.with_suffix(".png")).save(path, exif=entry)
+    path.with_suffix(".png").unlink()
+    refused(small.root, "cell0.jpg is turned or mirrored by its EXIF entry", "save")
+    entry[0x0112] = 1
+    Image.new("RGB", (24, 20)).save(path, exif=entry)
+    load_table(small.root)
+
+
+def test_name_that_is_no_text(small):
+    for part in ("images", "masks"):
+        folder = os.fsencode(small.root / part)
+        try:
+            os.rename(folder + b"/cell0.png", folder + b"/cell\xff.png")
+        except OSError as error:
+            pytest.skip(f"this file system takes text only ({error})")
+    refused(small.root, "holds 'cell\\udcff.png'", "rename")
+
+
+def test_val_masks_without_foreground(small):
+    small.text("split.csv", "image,mask,split", GOOD, "cell1.png,cell1.png,val")
+    small.mask("cell1.png", values=(0,))
+    refused(small.root, "every val mask", "nothing to score")
+
+
 def test_csv_flag_without_a_file(small):
     refused(small.root, "--csv none.csv", "no such file", csv=Path("none.csv"))
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"0": "a"}', '{"0": "a", "x": "b"}', '{"0": 1, "1": 2}', '{"0": "a", "-1": "b"}'],
+    [
+        "",
+        "[]",
+        '{"0": "a"}',
+        '{"0": "a", "x": "b"}',
+        '{"0": 1, "1": 2}',
+        '{"0": "a", "-1": "b"}',
+        '{"0": "a", "1": " "}',
+        '{"0": "a", "1": "b", "2": "b"}',
+        '{"0": "a", "1": "\\ud800"}',
+    ],
 )
 def test_bad_classes_json(small, content):
     small.text("classes.json", content)
