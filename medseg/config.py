@@ -61,6 +61,9 @@ class TrainConfig:
         _require(fine, "classes", self.classes, "must be 2 or more, as the background counts")
         fine = self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None
         _require(fine, "name", self.name, "may hold letters, digits, '.', '_', '+' and '-'")
+        for flag, value in dataclasses.asdict(self).items():
+            odd = re.search("[\ud800-\udfff]", value) if isinstance(value, str) else None
+            _require(odd is None, flag, value, "must be text in UTF-8")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("backend", self.backend, BACKENDS)
         self.accelerator_and_count()
@@ -126,6 +129,8 @@ def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:
         parsed = parser.parse_args(_files_first(list(argv)))
     except ArgumentError as error:
         raise UserError(_sentence(str(error))) from None
+    except UnicodeDecodeError:
+        raise UserError("--config: the file is not text in UTF-8; save it as such.") from None
     return TrainConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(TrainConfig)})
 
 
@@ -175,7 +180,12 @@ def _files_first(argv: list[str]) -> list[str]:
     return files + flags
 
 
-_WANTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text, in a file with quotes",
+}
 
 
 def _sentence(text: str) -> str:
@@ -198,6 +208,8 @@ def _sentence(text: str) -> str:
     lone = re.match(r"argument (--\w+)\S*: expected one argument", text)
     if lone:
         return f"{lone[1]}: needs a value after it."
+    if "Unexpected config:" in text:
+        return "--config: the file must hold lines of `flag: value`, as a run's config.yaml does."
     rest = re.sub(r'^Parser key "config":\s*', "", text)
     rest = re.sub(r"\s+", " ", rest).strip().rstrip(".")
     return f"--config: {rest}." if "config" in text.splitlines()[0] else f"{rest}."

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -49,7 +51,8 @@ class Journal:
         if self.path is None:
             self._waiting.extend(lines)
         else:
-            with self.path.open("a", encoding="utf-8") as file:
+            # a full disk is said by the files that matter, not by the log
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(lines)
 
     def show(self, table: Table) -> None:
@@ -81,12 +84,14 @@ def guarded(main: Callable[[Journal], Any]) -> int:
     """Runs a command and turns what stops it into one sentence and an exit code.
 
     Returns:
-        0; a UserError's code; 130 after Ctrl-C; 1 for anything else, whose traceback goes to the
-        log of the run, or to a temporary file where there is none.
+        0; a UserError's code; 3 for a file that the system refuses; 130 after Ctrl-C or SIGTERM; 1
+        for anything else, whose traceback goes to the log of the run, or to a temporary file where
+        there is none.
     """
     journal = Journal(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
     try:
-        main(journal)
+        with _term_like_interrupt(journal):
+            main(journal)
     except UserError as error:
         _complain(journal, str(error))
         return error.code
@@ -94,6 +99,10 @@ def guarded(main: Callable[[Journal], Any]) -> int:
         _complain(journal, str(stop) or "stopped.")
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            name = os.fspath(error.filename)
+            _complain(journal, f"{name} cannot be used ({error.strerror}): check name and rights.")
+            return 3
         path = _keep_traceback(journal)
         kind, first = type(error).__name__, (str(error).splitlines() or [""])[0]
         _complain(journal, f"{kind}: {first} (the traceback is in {path})")
@@ -101,8 +110,25 @@ def guarded(main: Callable[[Journal], Any]) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _term_like_interrupt(journal: Journal) -> Iterator[None]:
+    """A job scheduler's SIGTERM ends a run as Ctrl-C does.
+
+    Only in the first process: the others must die at once, even inside a collective call.
+    """
+    if journal.console.quiet or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _complain(journal: Journal, sentence: str) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=journal.console.quiet)
+    sentence = sentence.encode(errors="backslashreplace").decode()  # names that are no text
     console.print("error:", style="bold red", end=" ")
     console.print(sentence, markup=False)
     if journal.path is not None and journal.path.parent.is_dir():

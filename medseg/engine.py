@@ -1,5 +1,6 @@
 """One network in training: its epochs, its scores at original resolution, its state."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,15 +132,21 @@ class Engine:
         return rate
 
     def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
-        fine = torch.isfinite(torch.stack(losses))
-        if bool(fine.all()):
+        stacked = torch.stack(losses)
+        total: Any = self.fabric.all_reduce(stacked.sum(), reduce_op="sum")
+        if math.isfinite(total):  # in every process, so that all stop or none
             return
-        step = int((~fine).nonzero()[0]) + 1
+        bad = (~torch.isfinite(stacked)).nonzero()
+        step = int(bad[0]) + 1 if len(bad) else len(losses)
+        value = float(stacked[step - 1]) if len(bad) else float(total)
+        raise self.diverged(value, f"in epoch {epoch}, step {step} of {self.steps}")
+
+    def diverged(self, loss: float, where: str) -> UserError:
+        """The error to raise for a loss that is no finite number."""
         half = self.config.precision != "fp32"
         other = f", or --precision fp32 instead of {self.config.precision}" if half else ""
-        raise UserError(
-            f"The loss became {float(losses[step - 1])} in epoch {epoch}, step {step} of "
-            f"{self.steps}: take a smaller --lr than {self.config.lr:g}{other}.",
+        return UserError(
+            f"The loss became {loss} {where}: take a smaller --lr than {self.config.lr:g}{other}.",
             code=3,
         )
 
@@ -223,13 +230,26 @@ class Engine:
         try:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [""])[-1].strip()
             raise UserError(f"--resume: the saved run has another network ({reason}).") from None
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.epoch, self.history = state["epoch"], list(state["history"])
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.best_weights = best_weights
+
+
+@contextlib.contextmanager
+def memory_guard(config: TrainConfig) -> Iterator[None]:
+    """Turns a GPU's full memory into a UserError that says what to make smaller."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--batch {config.batch}, --size {config.size}: they do not fit into the memory of the "
+            "GPU; make one smaller.",
+            code=3,
+        ) from None
 
 
 def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:

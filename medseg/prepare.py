@@ -1,6 +1,7 @@
 """All that a training needs, checked and built before its folder is made."""
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 from .config import PRECISIONS, TrainConfig, check_choice
 from .data import Table, load_table, write_blood_smear
-from .engine import Engine, OpWatch, Scored
+from .engine import Engine, OpWatch, Scored, memory_guard
 from .errors import UserError
 from .kernels import backend_report
 from .losses import LOSSES
 from .metrics import iou_from_dice
 from .models import create_model, list_models
-from .runs import read_checkpoint
+from .runs import read_best, read_checkpoint
 
 if TYPE_CHECKING:
     from .console import Journal
@@ -56,8 +57,12 @@ class Job:
 
     @property
     def dice_columns(self) -> list[str]:
-        """The columns of class 1, 2, ... in metrics.csv and scores.csv."""
-        return ["dice_" + re.sub(r"\W+", "_", name).strip("_") for name in self.table.names[1:]]
+        """The columns of class 1, 2, ... in metrics.csv and scores.csv; no two are alike."""
+        columns: list[str] = []
+        for k, name in enumerate(self.table.names[1:], 1):
+            column = "dice_" + re.sub(r"\W+", "_", name).strip("_")
+            columns.append(f"{column}_{k}" if column in columns else column)
+        return columns
 
     def split_rows(self) -> list[dict[str, str]]:
         """The rows of split.csv, for `--csv` with the same data folder."""
@@ -125,7 +130,9 @@ def prepare(config: TrainConfig, journal: "Journal") -> Job:
         weights=config.weights,
     )
     network.to(fabric.device)
-    ops = _run_once(config, fabric, network, table)
+    with memory_guard(config):
+        ops = _run_once(config, fabric, network, table)
+        _check_single(config, fabric, network, table)
     state, best = _state_to_resume(config)
     return Job(config, table, fabric, network, ops, state, best)
 
@@ -193,7 +200,6 @@ def _open_data(config: TrainConfig, journal: "Journal") -> Table:
             raise UserError("--csv: needs --data with the folder that its rows are about.")
         if not root.is_dir():
             journal.say(f"drawing the synthetic blood smear into {root}")
-        root.parent.mkdir(parents=True, exist_ok=True)
         root = write_blood_smear(root)
     csv = Path(config.csv) if config.csv is not None else None
     return load_table(root, csv, classes=config.classes, seed=config.seed)
@@ -223,6 +229,26 @@ def _run_once(
     }
 
 
+def _check_single(config: TrainConfig, fabric: Fabric, network: nn.Module, table: Table) -> None:
+    """Refuses steps of one image where a batch norm would see a single number of each channel."""
+    images = -(-len(table.part("train")) // fabric.world_size)
+    if min(images, config.batch) > 1:
+        return
+    blank = torch.zeros(1, table.channels, config.size, config.size, device=fabric.device)
+    try:
+        with torch.no_grad(), fabric.autocast():
+            copy.deepcopy(network).train()(blank)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        flag = f"--batch {config.batch}, " if images > 1 else ""
+        other = " or --batch" if images > 1 else ""
+        raise UserError(
+            f"{flag}--size {config.size}: batch norm cannot train on one image this small a step; "
+            f"take a larger --size{other}."
+        ) from None
+
+
 def _describe(op: str, seen: dict[str, int], reasons: dict[str, str | None], wanted: str) -> str:
     if seen:
         return ", ".join(f"{name} (fused, {n} x a forward pass)" for name, n in seen.items())
@@ -242,12 +268,10 @@ def _relative(path: Path, root: Path, folder: str) -> str:
 def _state_to_resume(config: TrainConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     if config.resume is None:
         return None, {}
-    from safetensors.torch import load_file
-
     state = read_checkpoint(Path(config.resume, "last.ckpt"))
-    best = Path(config.resume, "best.safetensors")
-    if state["epoch"] >= (config.epochs or 0):
+    reported = Path(config.resume, "report", "index.html").is_file()
+    if reported and state["epoch"] >= (config.epochs or 0):
         raise UserError(
             f"--resume {config.resume}: {state['epoch']} epochs are done; ask for more --epochs."
         )
-    return state, load_file(best) if best.is_file() else {}
+    return state, read_best(Path(config.resume, "best.safetensors")) if state["epoch"] else {}

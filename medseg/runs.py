@@ -26,11 +26,18 @@ _WORTH_KNOWING = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MEDSEG_BACKEND", "
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it takes the name of `path` when the block ends."""
+    """Yields a path beside `path` to write to; it takes the name of `path` when the block ends.
+
+    Raises:
+        UserError: the disk is full or read-only.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} cannot be written ({reason}): make room there.", 3) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -68,8 +75,13 @@ class RunFolder:
     def write_checkpoint(self, name: str, state: dict[str, Any]) -> Path:
         """Writes a training state of tensors and plain values, for `read_checkpoint`."""
         target = self.path / name
-        with atomic(target) as beside:
-            torch.save(state, beside)
+        with atomic(target) as beside, beside.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # what PyTorch makes of a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         return target
 
     def write_weights(
@@ -125,10 +137,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"--resume {path.parent}: has no {path.name}, no epoch of it was finished.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a training state ({reason}).", 3) from None
+        raise _damaged(path, "a training state", error) from None
+    if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
+        raise _damaged(path, "a training state", "it has no epoch")
+    return state
+
+
+def read_best(path: Path) -> dict[str, torch.Tensor]:
+    """Reads the best weights of a run that is to go on.
+
+    Raises:
+        UserError: no such file, or it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, "weights", error) from None
+
+
+def _damaged(path: Path, kind: str, reason: object) -> UserError:
+    first = (str(reason).splitlines() or [type(reason).__name__])[0].rstrip(".")
+    return UserError(f"{path} cannot be read as {kind} ({first}): train anew, without --resume.", 3)
 
 
 def environment() -> dict[str, Any]:

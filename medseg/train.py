@@ -1,5 +1,6 @@
 """`python -m medseg.train`: from a folder of images and masks to weights, scores and a report."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the flags; None takes those of the process.
 
     Returns:
-        The exit code: 0, 2 for a wrong flag, 3 for wrong data or a failed run, 130 after Ctrl-C,
-        1 for anything else.
+        The exit code: 0, 2 for a wrong flag, 3 for wrong data or a failed run, 130 after Ctrl-C
+        or SIGTERM, 1 for anything else.
     """
     enable_huge_pages()
     from .config import parse_flags
@@ -53,7 +54,6 @@ def train(config: "TrainConfig", journal: "Journal") -> Path:
     from .engine import Engine
     from .kernels import use_backend
     from .prepare import deterministic, prepare
-    from .runs import RunFolder, create_run
 
     started = time.perf_counter()
     asked = config.backend != "auto"  # else MEDSEG_BACKEND counts
@@ -63,19 +63,31 @@ def train(config: "TrainConfig", journal: "Journal") -> Path:
         engine = Engine(config, job.table, job.fabric, job.network)
         if job.state is not None:
             engine.load_state(job.state, job.best_weights)
-        first = job.fabric.global_rank == 0
-        run = None
-        if first and config.resume:
-            run = RunFolder(Path(config.resume))
-        elif first:
-            run = create_run(config.out, config.name, [config.model, job.data_name])
-        facts = _begin(job, run, journal, huge_pages)
-        stopped = _fit(job, engine, run, journal)
+        run = _folder(job)
+        try:
+            facts = _begin(job, run, journal, huge_pages)
+            stopped = _fit(job, engine, run, journal)
+        except UserError:
+            if run is not None and not config.resume:
+                run.remove()  # no epoch was finished
+            raise
         facts["seconds"] = round(time.perf_counter() - started, 1)
         _finish(job, engine, run, journal, facts, stopped)
         if stopped is not None:
             raise stopped
     return run.path if run else Path(config.out)
+
+
+def _folder(job: "Job") -> "RunFolder | None":
+    """A new folder, or that of the run to go on with; None but in the first process."""
+    from .runs import RunFolder, create_run
+
+    config = job.config
+    if job.fabric.global_rank != 0:
+        return None
+    if config.resume:
+        return RunFolder(Path(config.resume))
+    return create_run(config.out, config.name, [config.model, job.data_name])
 
 
 def _begin(
@@ -111,29 +123,30 @@ def _begin(
 def _fit(
     job: "Job", engine: "Engine", run: "RunFolder | None", journal: "Journal"
 ) -> UserError | None:
-    """Trains epoch by epoch; returns the error that ended it early, if one did."""
+    """Trains epoch by epoch; returns the error that ended it after a finished epoch, if one did."""
+    from .engine import memory_guard
+
     total = engine.epochs * engine.steps
     saved = engine.epoch
     with journal.progress(total, saved * engine.steps) as advance:
         try:
+            if run is not None and saved == 0:  # else a first epoch cut short could not be repeated
+                run.write_checkpoint("last.ckpt", engine.state())
             while saved < engine.epochs:
-                _one_epoch(job, engine, run, journal, advance)
+                with memory_guard(job.config):
+                    _one_epoch(job, engine, run, journal, advance)
                 saved = engine.epoch
         except KeyboardInterrupt:
             if run is None:
                 raise
-            if saved == 0:
-                run.write_checkpoint("last.ckpt", engine.state() | {"epoch": 0, "history": []})
             raise KeyboardInterrupt(
                 f"stopped in epoch {saved + 1}; {run.path / 'last.ckpt'} has the state "
                 f"after epoch {saved}, and --resume {run.path} goes on from it."
             ) from None
         except UserError as error:
-            if saved > 0:
-                return error
-            if run is not None:
-                run.remove()
-            raise
+            if saved == 0:
+                raise
+            return error
     return None
 
 
@@ -146,6 +159,8 @@ def _one_epoch(
     numbers = engine.train_epoch(lambda step: advance(name))
     start = time.perf_counter()
     rows, val_loss = engine.score()
+    if not math.isfinite(val_loss):
+        raise engine.diverged(val_loss, f"on the val part after epoch {engine.epoch}")
     summary = summarise([row.dice for row in rows])
     line = {"epoch": engine.epoch, "loss": numbers["loss"], "val_loss": val_loss}
     line |= {"dice": summary.dice}

@@ -19,6 +19,7 @@ _INK = "#123456"  # stands for the page's text colour until the SVG is on the pa
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called "$"
     "font.family": "sans-serif",
     "text.color": _INK,
     "axes.edgecolor": _INK,

@@ -13,6 +13,9 @@ import torch
 from medseg import engine as engine_module
 from medseg.console import Journal, guarded
 from medseg.engine import Engine
+from medseg.train import main as train_main
+
+from .conftest import SHORT
 
 FLAGS = [
     (["--epochz", "3"], "--epochz: unknown flag (did you mean --epoch"),
@@ -37,6 +40,8 @@ FLAGS = [
     (["--resume", "nowhere"], "--resume nowhere: has no config.yaml"),
     (["--config", "nowhere.yaml"], "--config: File does not exist"),
     (["extra"], "extra: unexpected word"),
+    (["--out", "a\udcff"], "must be text in UTF-8"),
+    (["--size", "16", "--batch", "1"], "take a larger --size or --batch"),
 ]
 
 
@@ -53,11 +58,14 @@ def test_wrong_flags(train, flags, sentence):
         ("epochz: 3\n", "epochz: unknown key in the --config file (did you mean epochs?)"),
         ("epochs: many\n", "--epochs many: must be a whole number"),
         ("a: [\n", "--config: "),
+        ("- 1\n", "--config: the file must hold lines of `flag: value`"),
+        ("", "--config: the file must hold lines of `flag: value`"),
+        ("data: \xff\n", "--config: the file is not text in UTF-8"),
     ],
 )
 def test_wrong_config_file(train, tmp_path, text, sentence):
     path = tmp_path / "c.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     _refused(train("--config", path), 2, sentence)
 
 
@@ -157,6 +165,52 @@ def test_name_that_is_taken(train, finished):
 
 def test_nan_before_the_first_epoch_leaves_no_folder(train):
     _refused(train("--lr", "1e30", "--epochs", "9"), 3, "take a smaller --lr than 1e+30")
+
+
+def test_nan_in_the_only_step_is_seen(train):
+    _refused(
+        train("--lr", "1e30", "--epochs", 1, "--batch", 99), 3, "on the val part after epoch 1"
+    )
+
+
+def test_single_image_to_train_on(train, smear, tmp_path):
+    rows = (smear / "split.csv").read_text().splitlines()
+    both = [next(row for row in rows if f",{part}," in row) for part in ("train", "val")]
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join([rows[0], *both]))
+    _refused(train("--csv", path, "--size", 16), 2, "--size 16: batch norm cannot train")
+
+
+def test_full_memory_of_a_gpu(train, monkeypatch):
+    def full(engine, tick):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Engine, "train_epoch", full)
+    _refused(train(), 3, "--batch 4, --size 32: they do not fit into the memory")
+
+
+@pytest.mark.parametrize("kept", [2_000, 200_000], ids=["first file", "first checkpoint"])
+def test_full_disk_leaves_no_folder(smear, tmp_path, kept):
+    done = _train_process(smear, tmp_path, f"ulimit -f {kept // 1000}; ")
+    assert done.returncode == 3, done.stderr
+    assert "cannot be written (File too large): make room there." in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_path_that_the_system_refuses(train):
+    _refused(train("--csv", "x" * 300), 3, "cannot be used (File name too long)")
+
+
+def test_synthetic_set_below_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train_main(["--out", str(tmp_path / "file")]) == 3
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def _train_process(smear, tmp_path, before):
+    words = [sys.executable, "-m", "medseg.train", "--data", smear, "--out", tmp_path / "runs"]
+    line = before + "exec " + " ".join(map(str, [*words, *SHORT]))
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
 
 
 def test_nan_later_keeps_what_was_reached(train, monkeypatch):

@@ -1,7 +1,10 @@
 """Real, tiny trainings: what lies in the folder, and that it can be repeated."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -144,6 +147,80 @@ def test_interrupted_run_goes_on_to_the_same_numbers(train, finished, monkeypatc
     monkeypatch.undo()
     assert train("--resume", half.folders[0]).code == 0
     assert numbers_of(half.folders[0]) == numbers_of(finished)
+
+
+def test_first_epoch_cut_short_is_repeated_exactly(train, finished, monkeypatch):
+    step, calls = Engine._step, []
+
+    def cut(engine, image, mask):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(engine, image, mask)
+
+    monkeypatch.setattr(Engine, "_step", cut)
+    cut_short = train()
+    assert cut_short.code == 130
+    monkeypatch.undo()
+    assert train("--resume", cut_short.folders[0]).code == 0
+    assert numbers_of(cut_short.folders[0]) == numbers_of(finished)
+
+
+def test_resume_writes_the_report_that_is_missing(train, finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "runs" / "copy")
+    shutil.rmtree(copy / "report")
+    (copy / "scores.csv").unlink()
+    assert train("--resume", copy).code == 0
+    assert (copy / "report" / "index.html").is_file()
+    assert (copy / "scores.csv").read_text() == (finished / "scores.csv").read_text()
+    again = train("--resume", copy)
+    assert again.code == 2
+    assert "ask for more --epochs" in again.err
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "other", "gone"])
+def test_resume_of_a_damaged_run(train, finished, tmp_path, name, damage):
+    copy = shutil.copytree(finished, tmp_path / "runs" / "copy")
+    path = copy / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "other":
+        torch.save([1], path)
+    else:
+        path.unlink()
+    run = train("--resume", copy, "--epochs", 3)
+    assert run.code == (2 if (name, damage) == ("last.ckpt", "gone") else 3)
+    assert name in run.err
+    assert len(run.err.strip().splitlines()) == 1
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(train, finished, monkeypatch):
+    whole = Engine.train_epoch
+
+    def ended(engine, tick):
+        if engine.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(engine, tick)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Engine, "train_epoch", ended)
+    run = train()
+    assert run.code == 130
+    assert "stopped in epoch 2" in run.err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_classes_of_like_names_have_columns_of_their_own(train, smear, tmp_path):
+    folder = shutil.copytree(smear, tmp_path / "odd")
+    names = {"0": "background", "128": "a b", "255": "a-b $x_{$ <b>"}
+    (folder / "classes.json").write_text(json.dumps(names))
+    first = train("--epochs", 1, data=folder)
+    assert first.code == 0, first.err
+    names["255"] = "a-b"
+    (folder / "classes.json").write_text(json.dumps(names))
+    run = train("--epochs", 1, "--name", "z", data=folder)
+    assert {"dice_a_b", "dice_a_b_2"} <= rows_of(run.folders[-1] / "metrics.csv")[0].keys()
 
 
 def test_huge_pages_hold_without_a_new_process(smear, tmp_path):
