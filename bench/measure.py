@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True) as profile:
         kept = call()
-    results = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    results: Any = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
     del kept
     events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
     held = most = 0

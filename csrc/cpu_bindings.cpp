@@ -64,9 +64,8 @@ void eca_backward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr
                   uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch) {
   py::gil_scoped_release release;
   active->eca_backward(
-      dtype, {shape, address(x), address(grad_out), address(weight), address(pooled),
-              address(gate), address(grad_x), address(grad_weight), address(grad_bias),
-              address(scratch)});
+      dtype, {shape, address(x), address(grad_out), address(weight), address(pooled), address(gate),
+              address(grad_x), address(grad_weight), address(grad_bias), address(scratch)});
 }
 
 medseg::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
@@ -98,18 +97,17 @@ void triplet_forward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
               address(planes), address(index), index_bytes, address(scratch)});
 }
 
-void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
-                      uintptr_t grad_out, uintptr_t conv_weight, uintptr_t bn_weight,
-                      uintptr_t bn_bias, uintptr_t stats, uintptr_t planes, uintptr_t index,
-                      int index_bytes, uintptr_t grad_x, uintptr_t grad_conv_weight,
-                      uintptr_t grad_bn_weight, uintptr_t grad_bn_bias, uintptr_t scratch) {
+void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x, uintptr_t grad_out,
+                      uintptr_t conv_weight, uintptr_t bn_weight, uintptr_t bn_bias,
+                      uintptr_t stats, uintptr_t planes, uintptr_t index, int index_bytes,
+                      uintptr_t grad_x, uintptr_t grad_conv_weight, uintptr_t grad_bn_weight,
+                      uintptr_t grad_bn_bias, uintptr_t scratch) {
   py::gil_scoped_release release;
   active->triplet_backward(
-      dtype,
-      {shape, address(x), address(grad_out), address(conv_weight), address(bn_weight),
-       address(bn_bias), address(stats), address(planes), address(index), index_bytes,
-       address(grad_x), address(grad_conv_weight), address(grad_bn_weight), address(grad_bn_bias),
-       address(scratch)});
+      dtype, {shape, address(x), address(grad_out), address(conv_weight), address(bn_weight),
+              address(bn_bias), address(stats), address(planes), address(index), index_bytes,
+              address(grad_x), address(grad_conv_weight), address(grad_bn_weight),
+              address(grad_bn_bias), address(scratch)});
 }
 
 }  // namespace
@@ -117,18 +115,20 @@ void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Compiled CPU kernels of medseg; called through medseg.kernels.<op>.native.";
   m.def("isa", [] { return std::string(active->isa); }, "The instruction set in use.");
-  m.def("isas", [] {
-    std::vector<std::string> names;
-    for (const Kernels* k : supported()) names.emplace_back(k->isa);
-    return names;
-  }, "What this processor can run, fastest first.");
+  m.def(
+      "isas",
+      [] {
+        std::vector<std::string> names;
+        for (const Kernels* k : supported()) names.emplace_back(k->isa);
+        return names;
+      },
+      "What this processor can run, fastest first.");
   m.def("set_isa", set_isa, "Uses another of isas(); for tests and measurements.");
 
   py::class_<medseg::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
   py::class_<medseg::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
-  m.def("eca_scratch", [](int dtype, const medseg::EcaShape& s) {
-    return active->eca_scratch(dtype, s);
-  });
+  m.def("eca_scratch",
+        [](int dtype, const medseg::EcaShape& s) { return active->eca_scratch(dtype, s); });
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
   m.def("triplet_scratch", [](int dtype, const medseg::TripletShape& s, bool backward) {

@@ -67,8 +67,8 @@ MEDSEG_INLINE void publish(A* p, A value) {
 
 // sum_j weight[j] * values[c + j - p] inside 0..channels-1; `reversed` runs the taps backward.
 template <class A>
-MEDSEG_INLINE A along_channels(const A* values, const A* weight, int taps, bool reversed,
-                               int64_t c, int64_t channels) {
+MEDSEG_INLINE A along_channels(const A* values, const A* weight, int taps, bool reversed, int64_t c,
+                               int64_t channels) {
   A z = 0;
   for (int j = 0; j < taps; ++j) {
     const int64_t at = c + (reversed ? taps / 2 - j : j - taps / 2);
@@ -115,8 +115,10 @@ void forward_planes(const EcaForward& a) {
       },
       [&](int64_t i) {
         const A* values = pooled + i / s.c * s.c;
-        gate[i] = sigmoid_scalar(bias + along_channels(values, weight, s.taps, false, i % s.c, s.c));
-        scale_line<false>(plane_of(x, s, i), gate[i], A(0), static_cast<T*>(a.out) + i * s.hw, s.hw);
+        gate[i] =
+            sigmoid_scalar(bias + along_channels(values, weight, s.taps, false, i % s.c, s.c));
+        scale_line<false>(plane_of(x, s, i), gate[i], A(0), static_cast<T*>(a.out) + i * s.hw,
+                          s.hw);
       });
 }
 
@@ -178,8 +180,8 @@ void add_rows(const T* p, const T* q, int64_t rows, int64_t period, Acc<T>* line
 
 // sums[c] = sum over pixels [begin, end) of p (times q); line is scratch of `period` elements.
 template <bool kDot, class T>
-void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels,
-                int64_t period, Acc<T>* line, double* sums) {
+void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels, int64_t period,
+                Acc<T>* line, double* sums) {
   const int64_t step = period / s.c, block = round_up(kPixelBlock, step);
   for (int64_t c = 0; c < s.c; ++c) sums[c] = 0;
   for (int64_t pixel = pixels.begin; pixel < pixels.end; pixel += block) {
@@ -187,7 +189,8 @@ void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels,
     for (int64_t j = 0; j < period; ++j) line[j] = 0;
     add_rows<kDot>(p + pixel * s.c, q + pixel * s.c, rows, period, line);
     for (int64_t j = 0; j < period; ++j) sums[j % s.c] += line[j];
-    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, pixels.end) * s.c; ++i) {
+    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, pixels.end) * s.c;
+         ++i) {
       Acc<T> v = load_part(p + i, 1)[0];
       if (kDot) v *= load_part(q + i, 1)[0];
       sums[i % s.c] += v;
@@ -197,8 +200,8 @@ void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels,
 
 // out = p * factor + term, pixel by pixel; factor and term are lines of `period` elements.
 template <bool kTerm, class T>
-void scale_pixels(const T* p, const EcaShape& s, Range pixels, int64_t period,
-                  const Acc<T>* factor, const Acc<T>* term, T* out) {
+void scale_pixels(const T* p, const EcaShape& s, Range pixels, int64_t period, const Acc<T>* factor,
+                  const Acc<T>* term, T* out) {
   using A = Acc<T>;
   constexpr int64_t L = Lanes<A>::count;
   const int64_t first = pixels.begin * s.c, last = pixels.end * s.c;
@@ -297,8 +300,8 @@ void backward_pixels(const EcaBackward& a, Acc<T>* dz) {
       s, reinterpret_cast<char*>(a.scratch) + round_up(s.n * s.c * sizeof(A), 64),
       [&](const Place& at, Range pixels, Lines<A> mine) {
         const int64_t n = at.image;
-        sum_pixels<true>(dy + n * s.c * s.hw, x + n * s.stride_n, s, pixels, period,
-                         mine.factor, mine.sums);
+        sum_pixels<true>(dy + n * s.c * s.hw, x + n * s.stride_n, s, pixels, period, mine.factor,
+                         mine.sums);
       },
       [&](const Place& at, Range pixels, auto total, Lines<A> mine) {
         const int64_t n = at.image;
@@ -346,7 +349,7 @@ void backward(const EcaBackward& a) {
 }  // namespace
 
 void eca_forward(int dtype, const EcaForward& a) { MEDSEG_DISPATCH(dtype, forward, a) }
-void eca_backward(int dtype, const EcaBackward& a) { MEDSEG_DISPATCH(dtype, backward, a) }
+void eca_backward(int dtype, const EcaBackward& a){MEDSEG_DISPATCH(dtype, backward, a)}
 
 // Bytes: dz (n, c), then the lines of every thread.
 int64_t eca_scratch(int dtype, const EcaShape& s) {

@@ -62,11 +62,11 @@ struct TripletForward {
   const void* running_mean;
   const void* running_var;
   void* out;
-  void* stats;       // acc (3, gates): mean, unbiased variance, 1 / sqrt(variance + eps)
-  void* planes;      // acc, per image and plane: maximum then mean; null: nothing is kept
-  void* index;       // int16 or int32, per image and plane: argmax; null with planes
-  int index_bytes;   // 2 or 4
-  void* scratch;     // bytes, triplet_scratch(dtype, shape, false), aligned to 64
+  void* stats;      // acc (3, gates): mean, unbiased variance, 1 / sqrt(variance + eps)
+  void* planes;     // acc, per image and plane: maximum then mean; null: nothing is kept
+  void* index;      // int16 or int32, per image and plane: argmax; null with planes
+  int index_bytes;  // 2 or 4
+  void* scratch;    // bytes, triplet_scratch(dtype, shape, false), aligned to 64
 };
 
 struct TripletBackward {

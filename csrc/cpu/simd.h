@@ -87,14 +87,24 @@ constexpr A lowest() {
 
 // max(a, b) drops a NaN in a; whoever needs it finds it in the sum of the same line.
 #if defined(__AVX512F__)
-MEDSEG_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b); }
-MEDSEG_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b); }
+MEDSEG_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+}
+MEDSEG_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm512_max_pd((__m512d)a, (__m512d)b);
+}
 #elif defined(__AVX2__)
-MEDSEG_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b); }
-MEDSEG_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) { return (Vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b); }
+MEDSEG_INLINE Vec<float> vmax(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+}
+MEDSEG_INLINE Vec<double> vmax(Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b);
+}
 #else
 template <class V>
-MEDSEG_INLINE V vmax(V a, V b) { return a > b ? a : b; }
+MEDSEG_INLINE V vmax(V a, V b) {
+  return a > b ? a : b;
+}
 #endif
 
 template <class V>
@@ -261,17 +271,23 @@ MEDSEG_INLINE A sigmoid_scalar(A z) {
   if constexpr (sizeof(A) == 8) return 1. / (1. + __builtin_exp(-z));
 }
 
-MEDSEG_INLINE int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+MEDSEG_INLINE int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
 MEDSEG_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MEDSEG_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Calls body(T{}) with the element type that the dtype code names.
-#define MEDSEG_DISPATCH(dtype, function, ...)                 \
-  switch (dtype) {                                            \
-    case kFloat32: return function<float>(__VA_ARGS__);       \
-    case kFloat64: return function<double>(__VA_ARGS__);      \
-    case kBFloat16: return function<BFloat16>(__VA_ARGS__);   \
-    default: return function<Float16>(__VA_ARGS__);           \
+#define MEDSEG_DISPATCH(dtype, function, ...) \
+  switch (dtype) {                            \
+    case kFloat32:                            \
+      return function<float>(__VA_ARGS__);    \
+    case kFloat64:                            \
+      return function<double>(__VA_ARGS__);   \
+    case kBFloat16:                           \
+      return function<BFloat16>(__VA_ARGS__); \
+    default:                                  \
+      return function<Float16>(__VA_ARGS__);  \
   }
 
 }  // namespace MEDSEG_ISA

@@ -13,9 +13,9 @@ int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward);
 
 #define MEDSEG_STRING(name) #name
 #define MEDSEG_NAME(name) MEDSEG_STRING(name)
-extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward,
-                                eca_scratch,             triplet_forward, triplet_backward,
-                                triplet_scratch};
+extern const Kernels kernels = {
+    MEDSEG_NAME(MEDSEG_ISA), eca_forward,      eca_backward,   eca_scratch,
+    triplet_forward,         triplet_backward, triplet_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

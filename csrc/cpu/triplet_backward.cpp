@@ -23,8 +23,8 @@ template <class A>
 struct Flight {
   using I = typename Lanes<A>::integer;
   Plane plane[3], flat[3];
-  A *q[3], *du[3];             // origins of padded planes: maximum and mean; du
-  A *at_max[3], *at_all[3];    // flat: what the maximum, and every element of the line, receives
+  A *q[3], *du[3];           // origins of padded planes: maximum and mean; du
+  A *at_max[3], *at_all[3];  // flat: what the maximum, and every element of the line, receives
   I* index[3];
 };
 
@@ -35,9 +35,9 @@ struct Sums {  // over a piece of a plane
 template <class A>
 struct Work {
   A *taps[3], *flipped[3];
-  Sums* sums;          // (image, plane, thread)
-  double* grad_taps;   // (thread, plane, 2, k, k)
-  A* strips;           // plane 1 of threads that are not their image's first
+  Sums* sums;         // (image, plane, thread)
+  double* grad_taps;  // (thread, plane, 2, k, k)
+  A* strips;          // plane 1 of threads that are not their image's first
   Arena kept, flights;
   int64_t kept_bytes, flight_bytes, bytes;
 };
@@ -220,8 +220,10 @@ void spread(const TripletShape& s, const T* dy, const Kept<Acc<T>>& k, const Fli
         const Vec<A> none{};
         const Vec<A> g = read<Vec<A>>(k.gate[0] + r0 + j) + read<Vec<A>>(k.gate[1] + r1 + j) + g2;
         Vec<A> v = read<Vec<A>>(f.at_all[0] + r0 + j) + read<Vec<A>>(f.at_all[1] + r1 + j) + all2;
-        v += read<I>(f.index[0] + r0 + j) == ifill<A>(a0) ? read<Vec<A>>(f.at_max[0] + r0 + j) : none;
-        v += read<I>(f.index[1] + r1 + j) == ifill<A>(a1) ? read<Vec<A>>(f.at_max[1] + r1 + j) : none;
+        v += read<I>(f.index[0] + r0 + j) == ifill<A>(a0) ? read<Vec<A>>(f.at_max[0] + r0 + j)
+                                                          : none;
+        v += read<I>(f.index[1] + r1 + j) == ifill<A>(a1) ? read<Vec<A>>(f.at_max[1] + r1 + j)
+                                                          : none;
         v += lane_numbers<A>() + ifill<A>(j) == at2 ? fill(max2) : none;
         return d * g + v;
       };
@@ -342,8 +344,7 @@ struct Steps {
       for (int64_t r = rows.begin; r < rows.end; ++r) {
         for (int64_t j = 0; j < flat.cols; ++j) {
           const int64_t i = r * flat.ld + j;
-          f.du[m][r * f.plane[m].ld + j] =
-              scale * (k.dv[m][i] - mean_dv - k.u[m][i] * mean_dot);
+          f.du[m][r * f.plane[m].ld + j] = scale * (k.dv[m][i] - mean_dv - k.u[m][i] * mean_dot);
         }
       }
       clear_around(f.plane[m], f.du[m], rows);
@@ -371,8 +372,9 @@ struct Steps {
       for (int64_t r = rows.begin; r < rows.end; ++r) {
         for (int64_t j = 0; j < flat.cols; ++j) {
           const int64_t i = offset + r * flat.cols + j;
-          f.index[m][r * flat.ld + j] = a.index_bytes == 2 ? static_cast<const int16_t*>(a.index)[i]
-                                                           : static_cast<const int32_t*>(a.index)[i];
+          f.index[m][r * flat.ld + j] = a.index_bytes == 2
+                                            ? static_cast<const int16_t*>(a.index)[i]
+                                            : static_cast<const int32_t*>(a.index)[i];
         }
       }
       offset += flat.rows * flat.cols;
@@ -442,9 +444,8 @@ void backward(const TripletBackward& a) {
 }  // namespace
 }  // namespace triplet
 
-void triplet_backward(int dtype, const TripletBackward& a) {
-  MEDSEG_DISPATCH(dtype, triplet::backward, a)
-}
+void triplet_backward(int dtype,
+                      const TripletBackward& a){MEDSEG_DISPATCH(dtype, triplet::backward, a)}
 
 int64_t triplet_backward_scratch(int dtype, const TripletShape& s) {
   return dtype == kFloat64 ? triplet::lay_out<double>(s, nullptr).bytes

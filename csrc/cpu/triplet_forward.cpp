@@ -47,8 +47,7 @@ struct Strip {
 
 template <class A>
 MEDSEG_INLINE Strip<A> strip_of(const Pooled<A>& q, const Place& at, int64_t part) {
-  if (part == 0)
-    return {q.origin[1], q.origin[1] + q.plane[1].size(), q.index[1], q.plane[1].ld};
+  if (part == 0) return {q.origin[1], q.origin[1] + q.plane[1].size(), q.index[1], q.plane[1].ld};
   const int64_t size = q.flat[1].size();
   A* base = q.strips + (at.slot * at.parts + part) * 3 * size;
   return {base, base + size, reinterpret_cast<typename Lanes<A>::integer*>(base + 2 * size),
@@ -405,7 +404,8 @@ struct Steps {
     for (int m = 0; m < 3; ++m) {
       const Range rows = at.of(q.plane[m].rows);
       if (s.gate[m] < 0) {
-        for (int64_t i = rows.begin * q.flat[m].ld; i < rows.end * q.flat[m].ld; ++i) gate[m][i] = 0;
+        for (int64_t i = rows.begin * q.flat[m].ld; i < rows.end * q.flat[m].ld; ++i)
+          gate[m][i] = 0;
         continue;
       }
       convolve(q.plane[m], q.origin[m], 2, w.taps[m], s.taps, rows, gate[m], q.flat[m].ld);
@@ -471,9 +471,8 @@ void forward(const TripletForward& a) {
 }  // namespace
 }  // namespace triplet
 
-void triplet_forward(int dtype, const TripletForward& a) {
-  MEDSEG_DISPATCH(dtype, triplet::forward, a)
-}
+void triplet_forward(int dtype,
+                     const TripletForward& a){MEDSEG_DISPATCH(dtype, triplet::forward, a)}
 
 int64_t triplet_backward_scratch(int dtype, const TripletShape& s);
 

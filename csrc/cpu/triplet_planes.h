@@ -56,7 +56,8 @@ MEDSEG_INLINE void combine(Moments& a, const Moments& b) {
   a.count = count;
 }
 
-// taps of plane m, (2, k, k), as the plane lies in memory; `flipped` for the transposed convolution.
+// taps of plane m, (2, k, k), as the plane lies in memory; `flipped` for the transposed
+// convolution.
 template <class A>
 void arrange_taps(const TripletShape& s, const A* conv_weight, int m, bool flipped, A* taps) {
   const int k = s.taps;
@@ -122,8 +123,7 @@ MEDSEG_INLINE void conv_band(const Plane& p, const A* in, int64_t plane, int pla
   int64_t j = 0;
   for (; j + 2 * L <= p.ld - 2 * p.margin; j += 2 * L)
     conv_tile<K, R, 2>(in + j, p.ld, plane, planes, taps, out + j, ld_out);
-  for (; j < p.cols; j += L)
-    conv_tile<K, R, 1>(in + j, p.ld, plane, planes, taps, out + j, ld_out);
+  for (; j < p.cols; j += L) conv_tile<K, R, 1>(in + j, p.ld, plane, planes, taps, out + j, ld_out);
 }
 
 template <int K, class A>

@@ -254,9 +254,9 @@ def _twice(
     bn_weight = inputs[2]
     mean = torch.zeros_like(bn_weight) if running[0] is None else running[0]
     var = torch.ones_like(bn_weight) if running[1] is None else running[1]
-    out = triplet_reference(
-        *inputs, mean.detach(), var.detach(), training=training, momentum=0.0, eps=eps
-    )
+    x, conv_weight, _, bn_bias = inputs
+    parameters = (conv_weight, bn_weight, bn_bias, mean.detach(), var.detach())
+    out = triplet_reference(x, *parameters, training=training, momentum=0.0, eps=eps)
     asked = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(out, asked, grad_out, create_graph=True))
     return (*(next(found) if t.requires_grad else None for t in inputs), *(None,) * 6)

@@ -24,14 +24,13 @@ def eca(x, *learned):
     return eca_attention(x, *learned)
 
 
-def triplet(x, *learned):
-    zeros, ones = torch.zeros_like(learned[1]).detach(), torch.ones_like(learned[1]).detach()
-    return triplet_attention(x, *learned, zeros, ones, training=False)
+def triplet(x, conv, weight, bias, training=False):
+    zeros, ones = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
+    return triplet_attention(x, conv, weight, bias, zeros, ones, training=training)
 
 
 def triplet_train(x, *learned):
-    zeros, ones = torch.zeros_like(learned[1]).detach(), torch.ones_like(learned[1]).detach()
-    return triplet_attention(x, *learned, zeros, ones, training=True)
+    return triplet(x, *learned, training=True)
 
 
 OPS = {"eca": (eca, eca_args), "triplet": (triplet, triplet_args)}
@@ -177,7 +176,7 @@ def test_forward_mode_takes_the_reference(op):
     fn, make = op
     x, *learned = (t.detach() for t in leaves(make, torch.float64))
     tangent = torch.randn_like(x)
-    _, moved = torch.func.jvp(lambda v: fn(v, *learned), (x,), (tangent,))
+    moved = torch.func.jvp(lambda v: fn(v, *learned), (x,), (tangent,))[1]
     step = 1e-6
     slope = (fn(x + step * tangent, *learned) - fn(x - step * tangent, *learned)) / (2 * step)
     torch.testing.assert_close(moved, slope, rtol=1e-5, atol=1e-6)

@@ -1,5 +1,7 @@
 """Triplet attention on every backend that runs here, against the float64 reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,7 +98,7 @@ def test_empty_batch(training):
     before = [t.clone() for t in running]
     out = triplet_attention(x, *learned, *running, training=training, backend="cpu")
     out.sum().backward()
-    assert out.shape == x.shape and x.grad.shape == x.shape
+    assert x.grad is not None and out.shape == x.shape == x.grad.shape
     assert all(torch.equal(a, b) for a, b in zip(before, running, strict=True))
 
 
@@ -164,7 +166,7 @@ def wrong(**changes):
     x = changes.pop("x", torch.ones(2, 3, 4, 4))
     learned, running = params()
     names = ("conv_weight", "bn_weight", "bn_bias", "running_mean", "running_var")
-    given = dict(zip(names, [*learned, *running], strict=True)) | changes
+    given: dict[str, Any] = dict(zip(names, [*learned, *running], strict=True)) | changes
     return x, given
 
 
