@@ -251,13 +251,17 @@ def _score_table(report: "Report") -> "RichTable":
     for line in report.lines:
         table.add_row(
             line.name,
-            f"{line.dice:.4f}",
-            "{:.3f}-{:.3f}".format(*line.dice_interval),
-            f"{line.iou:.4f}",
-            "{:.3f}-{:.3f}".format(*line.iou_interval),
+            *_mean_and_interval(line.dice, line.dice_interval),
+            *_mean_and_interval(line.iou, line.iou_interval),
             str(line.left_out),
         )
     return table
+
+
+def _mean_and_interval(mean: float, ends: tuple[float, float]) -> tuple[str, str]:
+    if math.isnan(mean):
+        return "-", ""
+    return f"{mean:.4f}", f"{ends[0]:.3f}-{ends[1]:.3f}"
 
 
 if __name__ == "__main__":

@@ -137,5 +137,5 @@ def _on_page(salt: str, count: int, draw: Any) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'id="([a-z_]+\d*_?\d*)"', rf'id="{salt}-\1"', text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{salt}-", text)  # single on the whole page
     return Markup(text.strip())

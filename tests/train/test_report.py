@@ -1,12 +1,15 @@
 """The page for sets of every kind."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
+from medseg.console import Journal
 from medseg.engine import learning_rate
 from medseg.report import Picture, Report, best_and_worst, curves_file, render, score_lines
+from medseg.train import _score_table
 
 
 def _report(names, channels, dtype):
@@ -50,6 +53,19 @@ def test_page(names, channels, dtype):
     assert curves_file(report.history, report.columns).lstrip().startswith("<?xml")
 
 
+def test_names_inside_the_page_are_single_and_found(monkeypatch):
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    # of ten letters and digits, any order can come: one like those of the axes, for once
+    monkeypatch.setattr(RendererSVG, "_make_id", lambda self, kind, content: f"{kind}abcde12345")
+    page = render(_report(["a", "b"], 3, np.uint8))
+    names = re.findall(r'\bid="([^"]+)"', page)
+    asked = re.findall(r'(?:url\(|href=")#([^")]+)', page)
+    assert asked
+    assert set(asked) <= set(names)
+    assert len({name.partition("-")[0] for name in asked}) == 3
+
+
 def test_score_lines_count_what_is_left_out():
     whole, first, second = score_lines([[1.0, None], [0.5, 0.0]], ["a", "b"])
     assert (whole.values, whole.left_out) == (3, 1)
@@ -57,6 +73,15 @@ def test_score_lines_count_what_is_left_out():
     assert first.dice == 0.75
     assert (second.dice, second.iou, second.left_out) == (0.0, 0.0, 1)
     assert [line.name for line in score_lines([[1.0]], ["only"])] == ["only"]
+
+
+def test_class_without_values_has_no_score_in_the_terminal(capsys):
+    report = _report(["a", "never"], 3, np.uint8)
+    report.scores = [[0.5, None], [1.0, None]]
+    Journal().show(_score_table(report))
+    said = capsys.readouterr().out
+    assert "nan" not in said
+    assert re.search(r"never +- +- +2 *\n", said)
 
 
 def test_best_and_worst_share_no_image():
