@@ -56,7 +56,8 @@ def refuse_turned(path: Path) -> None:
     """
     try:
         with Image.open(path) as picture:
-            turned = picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            known = picture.format in ("JPEG", "MPO", "TIFF")  # a PNG would be decoded for it
+            turned = known and picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return  # what OpenCV cannot read either, `read_image` refuses
     if turned:
