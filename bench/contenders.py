@@ -18,6 +18,7 @@ class Setup:
     """The tensors of a case and a forward for every contender."""
 
     x: Tensor
+    cotangent: Tensor
     params: list[Tensor]
     forwards: dict[str, Call]
 
@@ -37,8 +38,7 @@ class Setup:
         if case.step == "inference":
             return torch.no_grad()(lambda: forward(self.x, *self.params))
         leaves = [t.detach().requires_grad_() for t in (self.x, *self.params)]
-        cotangent = torch.randn_like(self.x)
-        return lambda: torch.autograd.grad(forward(*leaves), leaves, cotangent)
+        return lambda: torch.autograd.grad(forward(*leaves), leaves, self.cotangent)
 
 
 def device() -> str:
@@ -59,7 +59,7 @@ def prepare(case: Case, compiled: bool) -> Setup:
     for backend in BACKENDS[:-1]:
         if why_not(backend, case.op, device(), x.dtype) is None:
             forwards[backend] = forward(backend)
-    return Setup(x, [p.to(device()) for p in params], forwards)
+    return Setup(x, torch.randn_like(x), [p.to(device()) for p in params], forwards)
 
 
 def _eca(case: Case) -> tuple[Callable[[str], Call], list[Tensor]]:

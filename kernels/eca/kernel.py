@@ -1,4 +1,4 @@
-"""ECA on Triton: two launches forward, four at most backward, no atomics.
+"""ECA on Triton: two launches forward, five at most backward, no atomics.
 
 A map is read as (batch, channel, pixel) by three strides, so one set of kernels serves NCHW,
 channels_last and slices of either; the tile is long where memory is: (1, many) in NCHW, (64, some)

@@ -60,12 +60,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"weight must be (K,) with K odd, got {tuple(weight.shape)}")
     if bias is not None and bias.shape != (1,):
         raise ValueError(f"bias must be (1,), got {tuple(bias.shape)}")
+    if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
+        raise ValueError(f"weight must be {x.dtype} like x or float32, got {weight.dtype}")
+    if bias is not None and bias.dtype is not weight.dtype:
+        raise ValueError(f"bias must be {weight.dtype} like weight, got {bias.dtype}")
     for name, given in (("weight", weight), ("bias", bias)):
-        if given is None:
-            continue
-        if given.dtype is not x.dtype and given.dtype is not torch.float32:
-            raise ValueError(f"{name} must be {x.dtype} like x or float32, got {given.dtype}")
-        if given.device != x.device:
+        if given is not None and given.device != x.device:
             raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
 
 

@@ -3,14 +3,10 @@
 import torch
 from torch import Tensor
 
-from .._backend import is_channels_last, like_input, like_layout, native
+from .._backend import like_input, like_layout, native
 from .._cuda_launch import DTYPES, on_device, parameter, rows_dense, scratch
+from .axes import memory_axes
 from .op import index_dtype, plane_elements
-
-# Memory axes are (C, H, W), or (H, W, C) in channels_last. For each: the gate that pools over it
-# (0: H, 1: W, 2: C) and whether its plane lies transposed (gate 1 wants H x C, gate 0 C x W).
-NCHW = ((2, 0, 1), (False, False, True))
-NHWC = ((0, 1, 2), (True, False, False))
 
 
 def forward(
@@ -90,12 +86,6 @@ def _shape(cuda, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  #
             f"conv_weight must have k of at most {cuda.MAX_TRIPLET_TAPS} for backend 'cuda', got "
             f"{tuple(conv_weight.shape)}; use backend='reference'"
         )
-    order = (2, 3, 1) if is_channels_last(x) else (1, 2, 3)
-    gate, turned = NHWC if is_channels_last(x) else NCHW
-    gates, strides = conv_weight.shape[0], x.stride()
-    return cuda.TripletShape(
-        x.shape[0], tuple(x.shape[a] for a in order),
-        (strides[0], strides[order[0]], strides[order[1]]),
-        tuple(g if g < gates else -1 for g in gate), turned, gates, conv_weight.shape[-1],
-        training, eps,
-    )  # fmt: skip
+    gates, taps = conv_weight.shape[0], conv_weight.shape[-1]
+    axes = memory_axes(x, gates)
+    return cuda.TripletShape(x.shape[0], *axes, gates, taps, training, eps)

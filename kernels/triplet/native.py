@@ -5,12 +5,8 @@ from torch import Tensor
 
 from .._backend import accumulator, is_channels_last, like_input, like_layout, native
 from .._cpu_launch import DTYPES, scratch, threads_for
+from .axes import memory_axes
 from .op import index_dtype, plane_elements
-
-# Memory axes are (C, H, W), or (H, W, C) in channels_last. For each: the gate that pools over it
-# (0: H, 1: W, 2: C) and whether its plane lies transposed (gate 1 wants H x C, gate 0 C x W).
-NCHW = ((2, 0, 1), (False, False, True))
-NHWC = ((0, 1, 2), (True, False, False))
 
 
 def forward(
@@ -87,13 +83,6 @@ def _rows_dense(x: Tensor) -> Tensor:
 
 
 def _shape(cpu, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001
-    order = (2, 3, 1) if is_channels_last(x) else (1, 2, 3)
-    gate, turned = NHWC if is_channels_last(x) else NCHW
-    gates = conv_weight.shape[0]
-    strides = x.stride()
-    return cpu.TripletShape(
-        x.shape[0], tuple(x.shape[a] for a in order),
-        (strides[0], strides[order[0]], strides[order[1]]),
-        tuple(g if g < gates else -1 for g in gate), turned, gates, conv_weight.shape[-1],
-        threads_for(x), training, eps,
-    )  # fmt: skip
+    gates, taps = conv_weight.shape[0], conv_weight.shape[-1]
+    axes = memory_axes(x, gates)
+    return cpu.TripletShape(x.shape[0], *axes, gates, taps, threads_for(x), training, eps)

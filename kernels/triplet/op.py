@@ -6,6 +6,8 @@ from torch import Tensor
 from .._backend import FLOATS, accumulator, choose, like_input, watched_by_forward_ad
 from .reference import triplet_reference
 
+LARGEST_KERNEL = 49  # what the tiles of the Triton kernels hold; the paper uses 7
+
 lib = torch.library.Library("medseg", "FRAGMENT")
 TAGS = (torch.Tag.pt2_compliant_tag,)
 lib.define(
@@ -43,10 +45,10 @@ def triplet_attention(
 
     Args:
         x: feature map (N, C, H, W); float16, bfloat16, float32 or float64; any strides.
-        conv_weight: (G, 2, k, k), k odd, plane 0 for the maximum and 1 for the mean. G = 3: gate
-            over H (plane C x W), over W (plane H x C), over C (plane H x W); G = 2 leaves out the
-            last, spatial one. dtype of ``x`` or float32, on the device of ``x``, as all below.
-        bn_weight, bn_bias: (G,).
+        conv_weight: (G, 2, k, k), k odd and at most 49; plane 0 for the maximum, 1 for the mean.
+            G = 3: gate over H (plane C x W), over W (plane H x C), over C (plane H x W); G = 2
+            leaves out the last, spatial one. dtype of ``x`` or float32, on the device of ``x``.
+        bn_weight, bn_bias: (G,), like ``conv_weight``.
         running_mean, running_var: (G,); in training they are updated in place exactly as
             ``nn.BatchNorm2d`` does, from the unbiased variance.
         training: normalise by the batch instead of the running statistics.
@@ -93,32 +95,36 @@ def _check(
         raise ValueError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if 0 in x.shape[1:]:
         raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
-    shape = tuple(conv_weight.shape)
-    gates = shape[0] if len(shape) == 4 else 0
-    if gates not in (2, 3) or shape[1] != 2 or shape[2] != shape[3] or shape[2] % 2 == 0:
-        raise ValueError(f"conv_weight must be (2 or 3, 2, k, k) with k odd, got {shape}")
-    vectors = {
-        "bn_weight": bn_weight,
-        "bn_bias": bn_bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-    }
-    for name, given in {"conv_weight": conv_weight, **vectors}.items():
-        if name in vectors and tuple(given.shape) != (gates,):
-            raise ValueError(
-                f"{name} must be ({gates},) like conv_weight, got {tuple(given.shape)}"
-            )
-        if given.dtype is not x.dtype and given.dtype is not torch.float32:
-            raise ValueError(f"{name} must be {x.dtype} like x or float32, got {given.dtype}")
-        if given.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
+    _check_taps(x, conv_weight)
+    gates, dtype = conv_weight.shape[0], conv_weight.dtype
+    vectors = (bn_weight, bn_bias, running_mean, running_var)
+    for name, v in zip(
+        ("bn_weight", "bn_bias", "running_mean", "running_var"), vectors, strict=True
+    ):
+        if tuple(v.shape) != (gates,):
+            raise ValueError(f"{name} must be ({gates},) like conv_weight, got {tuple(v.shape)}")
+        if v.dtype is not dtype:
+            raise ValueError(f"{name} must be {dtype} like conv_weight, got {v.dtype}")
+        if v.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {v.device}")
     n, c, h, w = x.shape
-    smallest = n * min((c * w, h * c, h * w)[:gates])
-    if training and n and smallest == 1:
+    if training and n * min((c * w, h * c, h * w)[:gates]) == 1:
         raise ValueError(
-            "training needs more than one value per gate to normalise, x "
-            f"{tuple(x.shape)} pools to a single one; use a larger batch or map"
+            f"training needs more than one value per gate to normalise, x {tuple(x.shape)} pools "
+            "to a single one; use a larger batch or map"
         )
+
+
+def _check_taps(x: Tensor, conv_weight: Tensor) -> None:
+    shape, dtype = tuple(conv_weight.shape), conv_weight.dtype
+    if len(shape) != 4 or shape[0] not in (2, 3) or shape[1] != 2 or shape[2] != shape[3]:
+        raise ValueError(f"conv_weight must be (2 or 3, 2, k, k), got {shape}")
+    if shape[2] % 2 == 0 or shape[2] > LARGEST_KERNEL:
+        raise ValueError(f"conv_weight must have k odd and at most {LARGEST_KERNEL}, got {shape}")
+    if dtype is not x.dtype and dtype is not torch.float32:
+        raise ValueError(f"conv_weight must be {x.dtype} like x or float32, got {dtype}")
+    if conv_weight.device != x.device:
+        raise ValueError(f"conv_weight must be on {x.device} like x, got {conv_weight.device}")
 
 
 def _launchers(backend: str):

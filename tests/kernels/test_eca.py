@@ -99,6 +99,12 @@ def test_almost_nothing_is_kept_for_backward():
         (torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3), None, r"weight .* got \(1, 1, 3\)"),
         (torch.ones(1, 1, 2, 2), torch.ones(3), torch.ones(2), r"bias must be \(1,\), got \(2,\)"),
         (torch.ones(1, 1, 2, 2), torch.ones(3).double(), None, "weight must be torch.float32 like"),
+        (
+            torch.ones(1, 1, 2, 2).half(),
+            torch.ones(3),
+            torch.ones(1).half(),
+            "bias must be torch.fl",
+        ),
         (torch.ones(1, 1, 2, 2), torch.ones(3, device="meta"), None, "weight must be on cpu like"),
     ],
 )

@@ -179,12 +179,17 @@ def wrong(**changes):
         ({"x": torch.ones(1, 1, 1, 1)}, "training needs more than one value per gate"),
         (
             {"conv_weight": torch.ones(3, 2, 6, 6)},
-            r"conv_weight must be \(2 or 3, 2, k, k\) with k",
+            "conv_weight must have k odd",
         ),
         ({"conv_weight": torch.ones(1, 2, 7, 7)}, "conv_weight must be"),
         ({"conv_weight": torch.ones(3, 98)}, "conv_weight must be"),
         ({"bn_bias": torch.ones(2)}, r"bn_bias must be \(3,\) like conv_weight, got \(2,\)"),
-        ({"running_var": torch.ones(3).half()}, "running_var must be torch.float32 like x"),
+        ({"running_var": torch.ones(3).half()}, "running_var must be torch.float32 like conv"),
+        (
+            {"conv_weight": torch.ones(3, 2, 7, 7).double()},
+            "conv_weight must be torch.float32 like x",
+        ),
+        ({"conv_weight": torch.ones(3, 2, 51, 51)}, "conv_weight must have k odd and at most 49"),
         ({"bn_weight": torch.ones(3, device="meta")}, "bn_weight must be on cpu like x, got meta"),
     ],
 )
