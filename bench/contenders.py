@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ class Setup:
     params: list[Tensor]
     forwards: dict[str, Call]
 
-    def steps(self, case: Case) -> dict[str, Callable[[], object]]:
+    def steps(self, case: Case) -> dict[str, Callable[[], Any]]:
         """What is timed: two yardsticks, then every contender."""
         kept = torch.empty_like(self.x)
-        found: dict[str, Callable[[], object]] = {
+        found: dict[str, Callable[[], Any]] = {
             "copy_": lambda: kept.copy_(self.x),
             "clone": self.x.clone,
         }
@@ -33,7 +34,7 @@ class Setup:
             found[name] = self.step(case, forward)
         return found
 
-    def step(self, case: Case, forward: Call) -> Callable[[], object]:
+    def step(self, case: Case, forward: Call) -> Callable[[], Any]:
         """One inference, or forward and backward to the input and every parameter."""
         if case.step == "inference":
             return torch.no_grad()(lambda: forward(self.x, *self.params))

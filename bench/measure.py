@@ -19,7 +19,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
+def interleaved(contenders: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
     """Milliseconds of each contender: median, p20, p80; every round runs each of them once."""
     repeats, estimate = {}, 0.0
     for name, call in contenders.items():
@@ -37,7 +37,7 @@ def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, dict[s
     return {name: _summary(values) for name, values in samples.items()}
 
 
-def _timed(call: Callable[[], object], repeats: int) -> float:
+def _timed(call: Callable[[], Any], repeats: int) -> float:
     synchronise()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -56,7 +56,7 @@ def _summary(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def peak_bytes(call: Callable[[], Any]) -> int:
     """The most memory that tensors made during ``call`` held at once."""
     call()
     if torch.cuda.is_available():

@@ -28,7 +28,7 @@ def run_case(case: Case, measuring: bool, benchmark: Any, keep: Callable[[list],
     assert not problems, "; ".join(problems)
 
 
-def _memory(case: Case, setup: Setup, name: str, step: Callable[[], object]) -> dict:
+def _memory(case: Case, setup: Setup, name: str, step: Callable[[], Any]) -> dict:
     """Peak of one step, and what is kept for backward; a compiled graph hides the latter."""
     found = {"peak_MB": round(peak_bytes(step) / 2**20, 2)}
     if case.step != "inference" and name != "compile":
