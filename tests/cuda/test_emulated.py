@@ -19,7 +19,14 @@ from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 # Beside the common shapes: more than one tile, part and gate tile in every direction, and tiles
 # without a gap in either layout. The model's map would take the emulator too long.
 ECA_SHAPES = (*SHAPES[:-1], (1, 2, 96, 97), (2, 70, 16, 21))
-TRIPLET_SHAPES = (*SHAPES[:-1], (1, 9, 65, 66), (1, 9, 64, 64), (1, 64, 9, 32), (1, 70, 9, 12))
+TRIPLET_SHAPES = (
+    *SHAPES[:-1],
+    (1, 9, 65, 66),
+    (1, 9, 64, 64),
+    (1, 64, 9, 32),
+    (1, 70, 9, 12),
+    (260, 2, 3, 2),
+)
 RUNS = (
     (torch.float32, False),
     (torch.float32, True),
@@ -151,31 +158,47 @@ def test_nan_and_infinity_travel_as_in_the_reference(emulator, dtype, bad):
             assert torch.equal(got.isinf(), want.isinf())
 
 
+def with_gradients(fn, x, params):
+    leaves = [t.detach().to(x.device, copy=True).requires_grad_() for t in (x, *params)]
+    out = fn(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out) / 3)]
+
+
 def everything(x):
     """Outputs and gradients of both ops, training and evaluation."""
-    found = []
-    for fn, params in (
-        (fused_eca, eca_params(5, x.dtype)),
-        (fused_triplet(True, 3), triplet_params(3, 7, x.dtype)),
-        (fused_triplet(False, 2), triplet_params(2, 3, x.dtype)),
-    ):
-        leaves = [t.to(x.device, copy=True) for t in (x, *params)]
-        leaves = [t.requires_grad_() for t in leaves]
-        out = fn(*leaves)
-        found += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out) / 3)]
-    return found
+    return [
+        *with_gradients(fused_eca, x, eca_params(5, x.dtype)),
+        *with_gradients(fused_triplet(True, 3), x, triplet_params(3, 7, x.dtype)),
+        *with_gradients(fused_triplet(False, 2), x, triplet_params(2, 3, x.dtype)),
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_again_and_in_any_order_of_threads(emulator, dtype):
     """A missing barrier, a race between blocks or an unordered sum would show here."""
     for x in layouts((2, 20, 40, 72), dtype):
-        first = everything(x)
-        again = everything(x)
-        with emulator.shuffled():
-            other = everything(x)
-        for a, b, c in zip(first, again, other, strict=True):
-            assert torch.equal(a, b) and torch.equal(a, c)
+        same_in_any_order(emulator, lambda x=x: everything(x))
+
+
+def test_same_bits_where_blocks_own_several_tiles(emulator):
+    """Beyond 256 tiles of a plane the gate kernels' blocks take more than one."""
+    x = torch.randn((258, 1, 9, 9), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for training in (False, True):
+        params = triplet_params(3, 3, x.dtype)
+        same_in_any_order(
+            emulator, lambda p=params, t=training: with_gradients(fused_triplet(t, 3), x, p)
+        )
+        check(
+            fused_triplet(training, 3), triplet(triplet_reference, training, 3), x.detach(), params
+        )
+
+
+def same_in_any_order(emulator, run):
+    first, again = run(), run()
+    with emulator.shuffled():
+        other = run()
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
 
 
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))

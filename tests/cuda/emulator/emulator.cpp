@@ -80,8 +80,8 @@ std::unique_ptr<char[]> poisoned(size_t bytes) {
   return memory;
 }
 
-// Ascending, or a fixed shuffle.
-std::vector<int> thread_order(int count) {
+// 0 .. count - 1, ascending or in a fixed shuffle.
+std::vector<int> shuffled_order(int count) {
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   uint32_t state = 12345;
@@ -93,14 +93,13 @@ std::vector<int> thread_order(int count) {
 }
 
 // Lets the lanes of a warp pass that all wait at the same shuffle.
-bool release_warp(int first) {
+void release_warp(int first) {
   const Thread& leader = *threads[first];
   const int last = std::min(first + kWarpSize, size);
   bool together = leader.waits == kShuffle || leader.waits == kWarp;
   for (int i = first; i < last && together; ++i)
     together = threads[i]->waits == leader.waits && threads[i]->detail == leader.detail;
   for (int i = first; i < last && together; ++i) threads[i]->waits = kReady;
-  return together;
 }
 
 bool release_block() {
@@ -120,7 +119,27 @@ bool release_block() {
       std::to_string(count[kDone]) + " finished");
 }
 
-void run_block(const std::vector<int>& order, const std::function<void()>& body) {
+// Runs every thread of the warp that may run, once; how many of them ended, or -1 if none ran.
+int step_warp(const std::vector<int>& lanes, int warp) {
+  int ended = -1;
+  for (int lane : lanes) {
+    const int i = warp * kWarpSize + lane;
+    if (i >= size || threads[i]->waits != kReady) continue;
+    Thread& thread = *threads[i];
+    running = i;
+    threadIdx = thread.index;
+    thread.waits = kDone;  // unless it suspends at a barrier
+    thread.fiber.resume();
+    if (!failure.empty()) throw std::runtime_error(std::exchange(failure, ""));
+    ended = std::max(ended, 0) + (thread.waits == kDone);
+  }
+  return ended;
+}
+
+// A warp runs ahead of the others as far as the block's barriers let it: whoever relies on one that
+// is not there reads too early or overwrites too early.
+void run_block(const std::vector<int>& lanes, const std::vector<int>& warps,
+               const std::function<void()>& body) {
   shared.clear();
   for (int i = 0; i < size; ++i) {
     threads[i]->waits = kReady;
@@ -128,19 +147,13 @@ void run_block(const std::vector<int>& order, const std::function<void()>& body)
   }
   for (int alive = size; alive > 0;) {
     bool progress = false;
-    for (int i : order) {
-      Thread& thread = *threads[i];
-      if (thread.waits != kReady) continue;
-      running = i;
-      threadIdx = thread.index;
-      thread.waits = kDone;  // unless it suspends at a barrier
-      thread.fiber.resume();
-      if (!failure.empty()) throw std::runtime_error(std::exchange(failure, ""));
-      if (thread.waits == kDone) --alive;
-      progress = true;
+    for (int warp : warps) {
+      for (int ended; (ended = step_warp(lanes, warp)) >= 0; release_warp(warp * kWarpSize)) {
+        alive -= ended;
+        progress = true;
+      }
     }
-    for (int first = 0; first < size; first += kWarpSize) progress |= release_warp(first);
-    progress |= release_block();
+    progress |= alive > 0 && release_block();
     if (!progress) stuck();
   }
 }
@@ -165,7 +178,8 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
   gridDim = g;
   blockDim = b;
   shape_threads(b);
-  const std::vector<int> order = thread_order(size);
+  const std::vector<int> lanes = shuffled_order(kWarpSize);
+  const std::vector<int> warps = shuffled_order((size + kWarpSize - 1) / kWarpSize);
   const int64_t blocks = static_cast<int64_t>(g.x) * g.y * g.z;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t at = shuffled ? blocks - 1 - i : i;
@@ -173,7 +187,7 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
                     static_cast<unsigned>(at / g.x / g.y));
     shared_bytes = 0;
     dynamic = poisoned(launch.shared);
-    run_block(order, body);
+    run_block(lanes, warps, body);
   }
   return cudaSuccess;
 }
