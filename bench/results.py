@@ -53,19 +53,25 @@ def device_name() -> str:
 
 
 def write(rows: list[dict], folder: Path = FOLDER) -> Path:
-    """Replaces the rows of the cases that ran, keeps the others; written beside, then renamed."""
+    """Replaces the rows of the cases that ran, keeps the others; written beside, then renamed.
+
+    Every row carries the run it comes from, since the file may hold rows of several.
+    """
     folder.mkdir(exist_ok=True)
     target = folder / f"{device_name()}.json"
     old = json.loads(target.read_text())["rows"] if target.exists() else []
     ran = {r["case"] for r in rows}
-    report = {
+    run = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,
+        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
+        "load": round(os.getloadavg()[0], 1),
+    }
+    kept = [r for r in old if r["case"] not in ran]
+    report = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
-        "load_at_end": os.getloadavg()[0],
-        "rows": [r for r in old if r["case"] not in ran] + rows,
+        "rows": kept + [r | run for r in rows],
     }
     beside = target.with_suffix(".tmp")
     beside.write_text(json.dumps(report, indent=1) + "\n")
