@@ -70,7 +70,7 @@ def nvcc() -> str:
 def binding_flags() -> str:
     """Where the headers of pybind11, Python and csrc/ are; only the bindings need the first two."""
     try:
-        import pybind11
+        import pybind11  # pyright: ignore[reportMissingImports]  (a requirement of the build)
     except ModuleNotFoundError as error:
         raise BuildError(f"{error}; pip install -e . brings it, or pip install pybind11") from None
     paths = [pybind11.get_include(), sysconfig.get_path("include"), str(ROOT / "csrc")]
