@@ -38,7 +38,7 @@ def python(*words, cwd, **environment):
     """A fresh interpreter with nothing but itself on PATH, so that no compiler is found."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MEDSEG", "CUDA", "CXX"))}
     done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120,
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300,
         env=kept | {"PATH": str(Path(sys.executable).parent)} | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
