@@ -150,7 +150,7 @@ def test_backend_of_the_environment(smear, tmp_path):
         env=os.environ | {"MEDSEG_BACKEND": "triton", "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 2
     assert "the variable MEDSEG_BACKEND: backend 'triton' cannot run" in done.stderr
