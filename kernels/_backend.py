@@ -5,7 +5,7 @@ import functools
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LAUNCHERS = {"cpu": "native", "cuda": "cuda", "triton": "kernel"}  # module in an op's folder
 
 # Automatic order per op and device type, fastest first; the rows of bench/results earned it, and
 # where no GPU has been measured yet Triton leads, as the backend whose numbers are proved widest.
@@ -155,6 +155,12 @@ def _build_note(name: str) -> str:
     return notes.get(name) or "the build left no reason; pip install -v -e . shows its output"
 
 
+@functools.cache
+def launchers(package: str | None, backend: str) -> ModuleType:
+    """The launchers of ``backend`` in an op's package, imported at their first use."""
+    return importlib.import_module(f"{package}.{LAUNCHERS[backend]}")
+
+
 def native(name: str) -> ModuleType:
     """The compiled module; callers have asked `choose` first, so that it is there."""
     module, reason = compiled(name)
@@ -173,11 +179,17 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def like_input(x: Tensor) -> Tensor:
-    """An uninitialised output: ``x``'s layout if that is dense NCHW or NHWC, else contiguous."""
-    if x.is_contiguous() or is_channels_last(x):
+def like_input(x: Tensor, shape: Sequence[int | torch.SymInt] | None = None) -> Tensor:
+    """An uninitialised output: ``x``'s layout if that is dense NCHW or NHWC, else contiguous.
+
+    ``shape`` (N, C, H, W) where it is not that of ``x``.
+    """
+    last = is_channels_last(x)
+    if shape is None and (last or x.is_contiguous()):
         return torch.empty_like(x)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    layout = torch.channels_last if last else torch.contiguous_format
+    sizes = x.shape if shape is None else shape
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def like_layout(x: Tensor, grad: Tensor) -> Tensor:

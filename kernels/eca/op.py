@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._backend import FLOATS, accumulator, choose, like_input, watched_by_forward_ad
+from .._arguments import check_map, check_parameters
+from .._backend import accumulator, choose, launchers, like_input, watched_by_forward_ad
 from .reference import eca_reference
 
 lib = torch.library.Library("medseg", "FRAGMENT")
@@ -52,41 +53,22 @@ def eca_attention(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must be (N, C, H, W), got {tuple(x.shape)}")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    check_map(x)
     if weight.dim() != 1 or weight.shape[0] % 2 == 0:
         raise ValueError(f"weight must be (K,) with K odd, got {tuple(weight.shape)}")
     if bias is not None and bias.shape != (1,):
         raise ValueError(f"bias must be (1,), got {tuple(bias.shape)}")
-    if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
-        raise ValueError(f"weight must be {x.dtype} like x or float32, got {weight.dtype}")
-    if bias is not None and bias.dtype is not weight.dtype:
-        raise ValueError(f"bias must be {weight.dtype} like weight, got {bias.dtype}")
-    for name, given in (("weight", weight), ("bias", bias)):
-        if given is not None and given.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
-
-
-def _launchers(backend: str):
-    if backend == "cpu":
-        from . import native as module
-    elif backend == "cuda":
-        from . import cuda as module
-    else:
-        from . import kernel as module
-    return module
+    check_parameters(x, {"weight": weight, "bias": bias})
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
-    return _launchers(backend).forward(x, weight, bias)
+    return launchers(__package__, backend).forward(x, weight, bias)
 
 
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, saved: Tensor, need_input: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, grad_weight, grad_bias = _launchers(backend).backward(
+    grad_x, grad_weight, grad_bias = launchers(__package__, backend).backward(
         grad_out, x, weight, saved, need_input
     )
     return x.new_empty(0) if grad_x is None else grad_x, grad_weight, grad_bias

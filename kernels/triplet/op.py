@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._backend import FLOATS, accumulator, choose, like_input, watched_by_forward_ad
+from .._arguments import check_map, check_parameters
+from .._backend import accumulator, choose, launchers, like_input, watched_by_forward_ad
 from .reference import triplet_reference
 
 LARGEST_KERNEL = 49  # what the tiles of the Triton kernels hold; the paper uses 7
@@ -89,24 +90,21 @@ def _check(
     running_var: Tensor,
     training: bool,
 ) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must be (N, C, H, W), got {tuple(x.shape)}")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    check_map(x)
     if 0 in x.shape[1:]:
         raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
-    _check_taps(x, conv_weight)
-    gates, dtype = conv_weight.shape[0], conv_weight.dtype
-    vectors = (bn_weight, bn_bias, running_mean, running_var)
-    for name, v in zip(
-        ("bn_weight", "bn_bias", "running_mean", "running_var"), vectors, strict=True
-    ):
+    _check_taps(conv_weight)
+    gates = conv_weight.shape[0]
+    vectors = {
+        "bn_weight": bn_weight,
+        "bn_bias": bn_bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+    }
+    for name, v in vectors.items():
         if tuple(v.shape) != (gates,):
             raise ValueError(f"{name} must be ({gates},) like conv_weight, got {tuple(v.shape)}")
-        if v.dtype is not dtype:
-            raise ValueError(f"{name} must be {dtype} like conv_weight, got {v.dtype}")
-        if v.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {v.device}")
+    check_parameters(x, {"conv_weight": conv_weight, **vectors})
     n, c, h, w = x.shape
     if training and n * min((c * w, h * c, h * w)[:gates]) == 1:
         raise ValueError(
@@ -115,26 +113,12 @@ def _check(
         )
 
 
-def _check_taps(x: Tensor, conv_weight: Tensor) -> None:
-    shape, dtype = tuple(conv_weight.shape), conv_weight.dtype
+def _check_taps(conv_weight: Tensor) -> None:
+    shape = tuple(conv_weight.shape)
     if len(shape) != 4 or shape[0] not in (2, 3) or shape[1] != 2 or shape[2] != shape[3]:
         raise ValueError(f"conv_weight must be (2 or 3, 2, k, k), got {shape}")
     if shape[2] % 2 == 0 or shape[2] > LARGEST_KERNEL:
         raise ValueError(f"conv_weight must have k odd and at most {LARGEST_KERNEL}, got {shape}")
-    if dtype is not x.dtype and dtype is not torch.float32:
-        raise ValueError(f"conv_weight must be {x.dtype} like x or float32, got {dtype}")
-    if conv_weight.device != x.device:
-        raise ValueError(f"conv_weight must be on {x.device} like x, got {conv_weight.device}")
-
-
-def _launchers(backend: str):
-    if backend == "cpu":
-        from . import native as module
-    elif backend == "cuda":
-        from . import cuda as module
-    else:
-        from . import kernel as module
-    return module
 
 
 def _forward(
@@ -149,7 +133,7 @@ def _forward(
     keep: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _launchers(backend).forward(
+    return launchers(__package__, backend).forward(
         x, conv_weight, bn_weight, bn_bias, running_mean, running_var, training, eps, keep
     )
 
@@ -167,7 +151,7 @@ def _backward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _launchers(backend).backward(
+    return launchers(__package__, backend).backward(
         grad_out, x, conv_weight, bn_weight, bn_bias, stats, planes, index, training, eps
     )
 

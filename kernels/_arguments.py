@@ -1,0 +1,32 @@
+"""What every op asks of its arguments, checked once at the Python door."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_map(x: Tensor, name: str = "x") -> None:
+    """Refuses what is no float map (N, C, H, W)."""
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be (N, C, H, W), got {tuple(x.shape)}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
+def check_parameters(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
+    """Refuses parameters that are not beside ``x`` or of mixed dtypes.
+
+    The first, which cannot be None, has the dtype of ``x`` or float32, the others its dtype.
+    """
+    first, leader = next(iter(parameters.items()))
+    dtype = leader.dtype  # pyright: ignore[reportOptionalMemberAccess]
+    if dtype is not x.dtype and dtype is not torch.float32:
+        raise ValueError(f"{first} must be {x.dtype} like x or float32, got {dtype}")
+    for name, given in parameters.items():
+        if given is None:
+            continue
+        if given.dtype is not dtype:
+            raise ValueError(f"{name} must be {dtype} like {first}, got {given.dtype}")
+        if given.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
