@@ -19,6 +19,8 @@ else:
     from ._backend import backend_report, use_backend
     from .eca.op import eca_attention
     from .eca.reference import eca_reference
+    from .split.op import split_attention
+    from .split.reference import split_reference
     from .triplet.op import triplet_attention
     from .triplet.reference import triplet_reference
 
@@ -26,6 +28,8 @@ else:
         "backend_report",
         "eca_attention",
         "eca_reference",
+        "split_attention",
+        "split_reference",
         "triplet_attention",
         "triplet_reference",
         "use_backend",

@@ -20,6 +20,7 @@ LAUNCHERS = {"cpu": "native", "cuda": "cuda", "triton": "kernel"}  # module in a
 ORDER = {
     "eca": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
+    "split": {"cpu": (), "cuda": ("triton", "cuda")},
 }
 
 # Process-wide and plain, so that torch.compile can read and guard it.
