@@ -19,6 +19,8 @@ else:
     from ._backend import backend_report, use_backend
     from .eca.op import eca_attention
     from .eca.reference import eca_reference
+    from .mde.op import mde_concat, mde_filter
+    from .mde.reference import mde_reference
     from .split.op import split_attention
     from .split.reference import split_reference
     from .triplet.op import triplet_attention
@@ -28,6 +30,9 @@ else:
         "backend_report",
         "eca_attention",
         "eca_reference",
+        "mde_concat",
+        "mde_filter",
+        "mde_reference",
         "split_attention",
         "split_reference",
         "triplet_attention",

@@ -20,6 +20,7 @@ LAUNCHERS = {"cpu": "native", "cuda": "cuda", "triton": "kernel"}  # module in a
 ORDER = {
     "eca": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
+    "mde": {"cpu": (), "cuda": ("triton", "cuda")},
     "split": {"cpu": (), "cuda": ("triton", "cuda")},
 }
 
@@ -46,9 +47,12 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(op: str, x: Tensor, backend: str | None) -> str:
-    """The backend that will run ``op`` on ``x``; a named one that cannot raises RuntimeError."""
-    return _choose(op, backend or _forced, x.device.type, x.dtype)
+def choose(op: str, x: Tensor, backend: str | None, limit: str | None = None) -> str:
+    """The backend that will run ``op`` on ``x``; a named one that cannot raises RuntimeError.
+
+    ``limit``: why no backend but the reference can take these arguments, in one sentence.
+    """
+    return _choose(op, backend or _forced, x.device.type, x.dtype, limit)
 
 
 def _known(name: str | None) -> None:
@@ -56,8 +60,8 @@ def _known(name: str | None) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or auto, got {name!r}")
 
 
-def _choose(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
-    return _resolve(op, wanted, device, dtype)
+def _choose(op: str, wanted: str | None, device: str, dtype: torch.dtype, limit: str | None) -> str:
+    return _resolve(op, wanted, device, dtype, limit)
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo (a second).
@@ -65,14 +69,16 @@ _choose._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAc
 
 
 @functools.cache
-def _resolve(op: str, wanted: str | None, device: str, dtype: torch.dtype) -> str:
+def _resolve(
+    op: str, wanted: str | None, device: str, dtype: torch.dtype, limit: str | None = None
+) -> str:
     _known(wanted)
     if wanted in (None, "auto"):
         for name in ORDER[op].get(device, ()):
-            if why_not(name, op, device, dtype) is None:
+            if limit is None and why_not(name, op, device, dtype) is None:
                 return name
         return "reference"
-    reason = why_not(wanted, op, device, dtype)
+    reason = why_not(wanted, op, device, dtype) or (limit if wanted != "reference" else None)
     if reason is not None:
         raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
     return wanted
