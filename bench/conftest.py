@@ -9,7 +9,8 @@ if sys.platform == "linux":
 
 import pytest
 
-from bench.results import table, write
+from bench.contenders import ABSENT
+from bench.results import device_name, table, write
 
 _ROWS: list[dict] = []
 
@@ -26,14 +27,21 @@ def measuring(request):
 
 @pytest.fixture
 def keep_rows():
-    """Collects rows for the table and the file."""
-    return _ROWS.extend
+    """Collects rows for the table, and writes them to the file at once."""
+
+    def keep(rows):
+        write(rows, ABSENT)
+        _ROWS.extend(rows)
+
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not _ROWS:
-        return
-    terminalreporter.write_line(table(_ROWS))
-    huge = os.environ.get("THP_MEM_ALLOC_ENABLE", "0")
-    load = os.getloadavg()[0]
-    terminalreporter.write_line(f"\nhuge pages {huge}, load {load:.1f}, rows in {write(_ROWS)}")
+    for name, reason in sorted(ABSENT.items()):
+        terminalreporter.write_line(f"not measured: {name}, {reason}")
+    if _ROWS:
+        huge, load = os.environ.get("THP_MEM_ALLOC_ENABLE", "0"), os.getloadavg()[0]
+        where = f"rows in bench/results/{device_name()}.json"
+        terminalreporter.write_line(
+            f"{table(_ROWS)}\n\nhuge pages {huge}, load {load:.1f}, {where}"
+        )

@@ -1,4 +1,4 @@
-"""What a case is measured against: eager, torch.compile, every backend that runs, two copies."""
+"""What a case is measured against: eager, torch.compile, every backend that runs, the peers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,21 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import DTYPES, Case
-from medseg.kernels import eca_attention, triplet_attention
+from bench.cases import Case
+from bench.peers import PEERS, AbsentError
+from bench.recipes import RECIPES, device, tensors
 from medseg.kernels._backend import BACKENDS, why_not
 
-Call = Callable[..., Tensor]
+ABSENT: dict[str, str] = {}  # contenders that cannot run here, and why
+
+
+@dataclass
+class Contender:
+    """A call with its tensors; `wanted` are those that get a gradient."""
+
+    call: Callable[..., Any]
+    inputs: list[Tensor]
+    wanted: list[Tensor]
+
+    def forward(self) -> tuple[Tensor, ...]:
+        """The outputs."""
+        return tensors(self.call(*self.inputs))
 
 
 @dataclass
 class Setup:
-    """The tensors of a case and a forward for every contender."""
+    """The map of a case and its contenders, eager first."""
 
     x: Tensor
-    cotangent: Tensor
-    params: list[Tensor]
-    forwards: dict[str, Call]
+    contenders: dict[str, Contender]
+    cotangents: list[Tensor]
 
     def steps(self, case: Case) -> dict[str, Callable[[], Any]]:
         """What is timed: two yardsticks, then every contender."""
@@ -30,53 +43,50 @@ class Setup:
             "copy_": lambda: kept.copy_(self.x),
             "clone": self.x.clone,
         }
-        for name, forward in self.forwards.items():
-            found[name] = self.step(case, forward)
+        for name in self.contenders:
+            found[name] = self.step(case, name)
         return found
 
-    def step(self, case: Case, forward: Call) -> Callable[[], Any]:
-        """One inference, or forward and backward to the input and every parameter."""
-        if case.step == "inference":
-            return torch.no_grad()(lambda: forward(self.x, *self.params))
-        leaves = [t.detach().requires_grad_() for t in (self.x, *self.params)]
-        return lambda: torch.autograd.grad(forward(*leaves), leaves, self.cotangent)
-
-
-def device() -> str:
-    """The GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    def step(self, case: Case, name: str) -> Callable[[], Any]:
+        """One inference, or forward and backward to every input that learns."""
+        contender = self.contenders[name]
+        if not case.training:
+            return torch.no_grad()(contender.forward)
+        return lambda: torch.autograd.grad(contender.forward(), contender.wanted, self.cotangents)
 
 
 def prepare(case: Case, compiled: bool) -> Setup:
     """Builds a case, with `torch.compile` of the reference beside it if asked."""
     torch.manual_seed(0)
-    layout = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(case.shape).to(device(), DTYPES[case.dtype]).contiguous(memory_format=layout)
-    forward, params = {"eca": _eca, "triplet": _triplet}[case.op](case)
-    forwards: dict[str, Call] = {"eager": forward("reference")}
+    recipe = RECIPES[case.op](case)
+    inputs = recipe.inputs
+    for t in inputs[: recipe.learned if case.training else 0]:
+        t.requires_grad_()
+    wanted = [t for t in inputs if t.requires_grad]
+    eager = Contender(recipe.forward("reference"), inputs, wanted)
+    contenders = {"eager": eager}
     if compiled:
         torch._dynamo.reset()
-        forwards["compile"] = torch.compile(forward("reference"), dynamic=False)
+        contenders["compile"] = Contender(torch.compile(eager.call, dynamic=False), inputs, wanted)
+    x = inputs[0].detach()
     for backend in BACKENDS[:-1]:
-        if why_not(backend, case.op, device(), x.dtype) is None:
-            forwards[backend] = forward(backend)
-    return Setup(x, torch.randn_like(x), [p.to(device()) for p in params], forwards)
+        reason = why_not(backend, recipe.kernel, device(), x.dtype)
+        if reason is None:
+            contenders[backend] = Contender(recipe.forward(backend), inputs, wanted)
+        else:
+            ABSENT[backend] = reason
+    contenders |= _peers(case, inputs)
+    with torch.no_grad():
+        cotangents = [torch.randn_like(out) for out in eager.forward()]
+    return Setup(x, contenders, cotangents)
 
 
-def _eca(case: Case) -> tuple[Callable[[str], Call], list[Tensor]]:
-    def forward(backend: str) -> Call:
-        return lambda x, weight: eca_attention(x, weight, backend=backend)
-
-    return forward, [torch.randn(3)]
-
-
-def _triplet(case: Case) -> tuple[Callable[[str], Call], list[Tensor]]:
-    running = [torch.zeros(3, device=device()), torch.ones(3, device=device())]
-    training = case.step != "inference"
-
-    def forward(backend: str) -> Call:
-        return lambda x, *learned: triplet_attention(
-            x, *learned, *running, training=training, backend=backend
-        )
-
-    return forward, [torch.randn(3, 2, 7, 7) / 7, torch.rand(3) + 0.5, torch.randn(3)]
+def _peers(case: Case, inputs: list[Tensor]) -> dict[str, Contender]:
+    """Those that can be imported; the reasons of the others go to ABSENT."""
+    found = {}
+    for name, build in PEERS.get(case.op, {}).items():
+        try:
+            found[name] = Contender(*build(case, inputs))
+        except AbsentError as error:
+            ABSENT[name] = str(error)
+    return found

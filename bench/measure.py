@@ -3,50 +3,102 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BUDGET = 4.0  # seconds of measurement per case, warm-up aside
 ROUNDS = (7, 60)
-SAMPLE = 3e-4  # a sample repeats a short call until it lasts this long
+SAMPLE = 3e-4  # on a CPU a sample repeats a short call until it lasts this long
+
+Calls = dict[str, Callable[[], Any]]
+Samples = dict[str, list[float]]
+
+
+def on_gpu() -> bool:
+    """Whether the GPU is measured, not the CPU."""
+    return torch.cuda.is_available()
 
 
 def synchronise() -> None:
     """Waits for the GPU, if there is one."""
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.synchronize()
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
-    """Milliseconds of each contender: median, p20, p80; every round runs each of them once."""
+def interleaved(contenders: Calls, budget: float, rounds: tuple[int, int] = ROUNDS) -> Samples:
+    """Seconds of each call; every round runs each contender once, after two runs unmeasured.
+
+    Args:
+        contenders: what to time, by name.
+        budget: seconds to spend, the first runs aside.
+        rounds: how many at least and at most.
+    """
     repeats, estimate = {}, 0.0
     for name, call in contenders.items():
         call()
-        call()
-        seconds = _timed(call, 1)
-        repeats[name] = max(1, min(100, int(SAMPLE / seconds)))
-        estimate += _timed(call, repeats[name])
-    low, high = ROUNDS
-    rounds = max(low, min(high, int(BUDGET / estimate)))
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+        seconds = sample(call, 1)
+        repeats[name] = 1 if on_gpu() else max(1, min(100, int(SAMPLE / seconds)))
+        estimate += seconds * repeats[name]
+    low, high = rounds
+    count = max(low, min(high, int(budget / estimate)))
+    found: Samples = {name: [] for name in contenders}
+    for _ in range(count):
         for name, call in contenders.items():
-            samples[name].append(_timed(call, repeats[name]) / repeats[name])
-    return {name: _summary(values) for name, values in samples.items()}
+            found[name].append(sample(call, repeats[name]))
+    return found
 
 
-def _timed(call: Callable[[], Any], repeats: int) -> float:
-    synchronise()
+def sample(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of a call; on a GPU of one that finds its L2 cache cold."""
+    if on_gpu():
+        return _gpu_sample(call)
+    return _returned(call, repeats)
+
+
+def _gpu_sample(call: Callable[[], Any]) -> float:
+    """The host runs ahead while the cache is flushed, so that launches do not count."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _flusher().zero_()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+@cache
+def _flusher() -> Tensor:
+    """Four times the L2 cache: writing it leaves nothing of the last call there."""
+    return torch.empty(4 * cache_bytes(), dtype=torch.int8, device="cuda")
+
+
+def cache_bytes() -> int:
+    """The GPU's L2 cache."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+
+
+def host_seconds(contenders: Calls, calls: int, blocks: int = 20) -> dict[str, float]:
+    """Seconds until a call returns, whether or not a GPU has finished it; medians of blocks."""
+    found: Samples = {name: [] for name in contenders}
+    for _ in range(blocks):
+        for name, call in contenders.items():
+            call()
+            synchronise()
+            found[name].append(_returned(call, max(1, calls // blocks)))
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def _returned(call: Callable[[], Any], calls: int) -> float:
     start = time.perf_counter()
-    for _ in range(repeats):
+    for _ in range(calls):
         call()
-    synchronise()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
-def _summary(seconds: list[float]) -> dict[str, float]:
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: median, p20, p80."""
     ordered = sorted(seconds)
     at = len(ordered) // 5
     return {
@@ -56,10 +108,17 @@ def _summary(seconds: list[float]) -> dict[str, float]:
     }
 
 
+def matmul_gflops(side: int = 1024) -> float:
+    """Float32 operations a second of a square matrix product: the roof that few ops come near."""
+    a = torch.rand(side, side, device="cuda" if on_gpu() else "cpu")
+    samples = interleaved({"matmul": lambda: a @ a}, budget=0.3)
+    return 2 * side**3 / statistics.median(samples["matmul"]) / 1e9
+
+
 def peak_bytes(call: Callable[[], Any]) -> int:
     """The most memory that tensors made during ``call`` held at once."""
     call()
-    if torch.cuda.is_available():
+    if on_gpu():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
@@ -77,8 +136,8 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     return most
 
 
-def saved_bytes(call: Callable[[], Tensor], given: list[Tensor]) -> int:
-    """Bytes kept for backward beyond the inputs and the output."""
+def saved_bytes(call: Callable[[], tuple[Tensor, ...]], given: list[Tensor]) -> int:
+    """Bytes kept for backward beyond the inputs and the outputs."""
     kept: dict[int, int] = {}
 
     def keep(t: Tensor) -> Tensor:
@@ -86,7 +145,7 @@ def saved_bytes(call: Callable[[], Tensor], given: list[Tensor]) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = call()
-    for t in (*given, out):
+        outs = call()
+    for t in (*given, *outs):
         kept.pop(t.untyped_storage().data_ptr(), None)
     return sum(kept.values())

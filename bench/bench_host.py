@@ -1,0 +1,38 @@
+"""Host-side cost: microseconds a call on maps too small to count, for each op and backend."""
+
+import pytest
+
+from bench.cases import STEPS, TABLE, Case
+from bench.contenders import prepare
+from bench.measure import host_seconds
+from bench.results import FUSED
+
+MOST = 25.0  # microseconds of the backend chosen by itself, in inference
+SIDE = 4
+
+
+def tiny_cases():
+    """Each op once, on a map of a few numbers."""
+    for op, rows in TABLE.items():
+        for step in STEPS:
+            channels = 4 * max(1, *(value for _, value in rows[0].options), 1)
+            yield Case(op, (2, channels, SIDE, SIDE), "nchw", "float32", step, rows[0].options)
+
+
+@pytest.mark.parametrize("case", tiny_cases(), ids=str)
+def bench_host(case, measuring, benchmark, keep_rows):
+    setup = prepare(case, compiled=measuring)
+    steps = {name: setup.step(case, name) for name in setup.contenders}
+    found = host_seconds(steps, 2000 if measuring else 2)
+    rows = [
+        {"case": f"host-{case}", "kind": "host", "op": case.op, "step": case.step}
+        | {"contender": name, "us": round(seconds * 1e6, 2)}
+        for name, seconds in found.items()
+    ]
+    chosen = next((name for name in found if name in FUSED), "eager")
+    benchmark.pedantic(steps[chosen], rounds=5 if measuring else 1)
+    if not measuring:
+        return
+    keep_rows(rows)
+    cost = found[chosen] * 1e6
+    assert case.training or chosen not in FUSED or cost <= MOST, f"{chosen} costs {cost:.1f} us"

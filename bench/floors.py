@@ -1,0 +1,57 @@
+"""The bytes each op has to move with perfect fusion, and the operations it has to do.
+
+In passes over the map that counts: x, for split attention the output. `resident`: what is needed
+twice is still in a cache, which nothing can undercut. `streamed`: it comes from memory twice, which
+is what is left of the floor for a map whose every image is larger than the cache.
+"""
+
+from math import prod
+
+from bench.cases import DTYPES, Case
+
+# op: (inference resident, streamed, backward resident, streamed)
+PASSES = {
+    "eca": (2.0, 3.0, 3.0, 4.0),
+    "triplet": (2.0, 3.0, 3.0, 4.0),
+}
+
+
+MEMORY_BOUND = ("eca", "triplet")  # where the floor is what time goes for
+
+
+def map_bytes(case: Case) -> int:
+    """Of the map that counts."""
+    return prod(case.shape) * DTYPES[case.dtype].itemsize
+
+
+def floor_bytes(case: Case) -> tuple[int, int]:
+    """(resident, streamed) bytes of a case."""
+    resident, streamed, backward, backward_streamed = passes(case)
+    if case.training:
+        resident, streamed = resident + backward, streamed + backward_streamed
+    unit = map_bytes(case)
+    return int(resident * unit), int(streamed * unit)
+
+
+def passes(case: Case) -> tuple[float, float, float, float]:
+    """Over x: inference resident and streamed, backward resident and streamed."""
+    return PASSES[case.op]
+
+
+def flops(case: Case) -> int:
+    """Additions, products and comparisons of the formulas; an exponential counts as one."""
+    forward, backward = FLOPS[case.op](case)
+    return int(prod(case.shape) * (forward + (backward if case.training else 0)))
+
+
+def _triplet(case: Case) -> tuple[float, float]:
+    """Nine an element, and 98 products and sums for each element of the three planes."""
+    planes = sum(1 / side for side in case.shape[1:])
+    return 9 + 196 * planes, 11 + 392 * planes
+
+
+# op: operations an element of x, forward and backward
+FLOPS = {
+    "eca": lambda case: (2, 4),
+    "triplet": _triplet,
+}
