@@ -42,7 +42,7 @@ class Contest:
                     return tensors(self.models[key](self.x))
             torch.manual_seed(0)  # the same dropout for both
             outputs = tensors(self.models[key](self.x))
-            loss = sum(out.float().square().mean() for out in outputs)
+            loss = torch.stack([out.float().square().mean() for out in outputs]).sum()
             loss.backward()
             self.optimisers[key].step()
             self.optimisers[key].zero_grad()

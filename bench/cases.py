@@ -1,6 +1,7 @@
 """Every benched case in one table: what is run, on what, and the figure it has to reach."""
 
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import torch
 
@@ -70,6 +71,36 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row((2, 64, 32, 32), dtypes=("float16",)),
         Row((1, 16, 8, 8)),
     ),
+    "split": (  # x of DPSAU2-Net: two splits, so twice the block's channels
+        Row(LARGE, BOTH, BF16),
+        Row((1, 128, 512, 512), steps=("inference",)),  # the last block
+        Row((4, 128, 128, 128), BOTH),  # the first block
+        Row((4, 512, 32, 32), BOTH),
+        Row((4, 128, 64, 64), options=(("radix", 1),)),
+        Row((4, 128, 64, 64), BOTH, options=(("radix", 4), ("cardinality", 2))),
+        Row((4, 14, 97, 83), BOTH),
+        Row((4, 64, 32, 32), dtypes=("float16",)),
+        Row((4, 16, 8, 8)),
+    ),
+    "split_folded": (Row(LARGE, BOTH, BF16, steps=("inference",)),),
+    "mde": (  # E-DU's skips
+        Row(LARGE, BOTH, BF16),
+        Row((1, 64, 512, 512)),
+        Row((2, 128, 128, 128), BOTH),
+        Row((2, 512, 32, 32), BOTH),
+        Row((2, 7, 97, 83), BOTH),
+        Row((2, 64, 32, 32), dtypes=("float16",)),
+        Row((1, 16, 8, 8)),
+    ),
+    "mde_learned": (
+        Row(LARGE, BOTH, BF16, steps=("forward+backward",)),
+        Row((2, 7, 97, 83), steps=("forward+backward",)),
+    ),
+    "mde_concat": (
+        Row(LARGE, BOTH),
+        Row((2, 256, 64, 64), BOTH),
+        Row((2, 7, 97, 83)),
+    ),
 }
 
 # Asked on a CPU, in float32 and NCHW, of LARGE.
@@ -93,15 +124,14 @@ LAST = {  # the same in channels_last
 SAVED = {"eca": 0.1, "triplet": 8.0, "split": 0.1, "mde": 0.0}  # percent of x, float32
 
 
-def cases(op: str) -> list[Case]:
-    """All cases of an op, with what is asked of them on this device."""
+def cases(*ops: str) -> list[Case]:
+    """All cases of these ops, with what is asked of them on this device."""
     found = []
-    for row in TABLE[op]:
-        for layout in row.layouts:
-            for dtype in row.dtypes:
-                for step in row.steps:
-                    case = Case(op, row.shape, layout, dtype, step, row.options)
-                    found.append(replace(case, goals=_goals(case)))
+    for op in ops:
+        for row in TABLE[op]:
+            for layout, dtype, step in product(row.layouts, row.dtypes, row.steps):
+                case = Case(op, row.shape, layout, dtype, step, row.options)
+                found.append(replace(case, goals=_goals(case)))
     return found
 
 
@@ -124,8 +154,5 @@ def _goals(case: Case) -> dict[str, float]:
 def tiny(case: Case) -> Case:
     """The same case small, for a run that only shows that everything works."""
     n, c, h, w = case.shape
-    groups = 1
-    for _, value in case.options:
-        groups *= value
-    shape = (min(n, 2), min(c, max(8, 4 * groups)), min(h, 16), min(w, 16))
+    shape = (min(n, 4), min(c, 16), min(h, 16), min(w, 16))
     return replace(case, shape=shape, goals={})

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.cases import Case
 from bench.peers import PEERS, AbsentError
 from bench.recipes import RECIPES, device, tensors
-from medseg.kernels._backend import BACKENDS, why_not
+from medseg.kernels._backend import BACKENDS, ORDER, why_not
 
 ABSENT: dict[str, str] = {}  # contenders that cannot run here, and why
 
@@ -71,10 +71,10 @@ def prepare(case: Case, compiled: bool) -> Setup:
     x = inputs[0].detach()
     for backend in BACKENDS[:-1]:
         reason = why_not(backend, recipe.kernel, device(), x.dtype)
-        if reason is None:
-            contenders[backend] = Contender(recipe.forward(backend), inputs, wanted)
-        else:
+        if reason is not None:
             ABSENT[backend] = reason
+        elif backend in ORDER[recipe.kernel][device()]:
+            contenders[backend] = Contender(recipe.forward(backend), inputs, wanted)
     contenders |= _peers(case, inputs)
     with torch.no_grad():
         cotangents = [torch.randn_like(out) for out in eager.forward()]

@@ -1,6 +1,6 @@
 """The bytes each op has to move with perfect fusion, and the operations it has to do.
 
-In passes over the map that counts: x, for split attention the output. `resident`: what is needed
+In passes over the map: x, which for split attention holds R splits. `resident`: what is needed
 twice is still in a cache, which nothing can undercut. `streamed`: it comes from memory twice, which
 is what is left of the floor for a map whose every image is larger than the cache.
 """
@@ -35,6 +35,9 @@ def floor_bytes(case: Case) -> tuple[int, int]:
 
 def passes(case: Case) -> tuple[float, float, float, float]:
     """Over x: inference resident and streamed, backward resident and streamed."""
+    if case.op in ("split", "split_folded"):  # the output is an R-th of x
+        part = 1 / dict(case.options).get("radix", 2)
+        return 1 + part, 2 + part, 2 + part, 2 + 2 * part
     return PASSES[case.op]
 
 
@@ -50,8 +53,14 @@ def _triplet(case: Case) -> tuple[float, float]:
     return 9 + 196 * planes, 11 + 392 * planes
 
 
+_STENCIL = 56  # 28 products and sums: the 7 x 7 masks row by row, then column by column
 # op: operations an element of x, forward and backward
 FLOPS = {
     "eca": lambda case: (2, 4),
     "triplet": _triplet,
+    "split": lambda case: (3, 4),
+    "split_folded": lambda case: (6, 0),
+    "mde": lambda case: (_STENCIL, _STENCIL),
+    "mde_learned": lambda case: (_STENCIL, _STENCIL + 8),
+    "mde_concat": lambda case: (_STENCIL, _STENCIL),
 }

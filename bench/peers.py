@@ -4,14 +4,17 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.cases import Case
+from medseg.kernels import mde_reference
 
 # (call, its tensors, those that get a gradient)
 Peer = tuple[Callable[..., Any], list[Tensor], list[Tensor]]
@@ -59,9 +62,57 @@ def _timm_eca(case: Case, inputs: list[Tensor]) -> Peer:
     return module, [x], [x, module.conv.weight]
 
 
+def _timm_split(case: Case, inputs: list[Tensor]) -> Peer:
+    """timm.layers.SplitAttn without the convolution, batch norm and ReLU in front."""
+    x, *ours = inputs
+    options = dict(case.options)
+    radix, groups = options.get("radix", 2), options.get("cardinality", 1)
+    channels, hidden = x.shape[1] // radix, ours[0].shape[0]
+    module: Any = timm_layer("split_attn", "SplitAttn")(
+        x.shape[1], channels, radix=radix, groups=groups, rd_channels=hidden // radix,
+        norm_layer=nn.BatchNorm2d,
+    )  # fmt: skip
+    module.conv, module.bn0, module.act0 = nn.Identity(), nn.Identity(), nn.Identity()
+    module = _like(module, case, x)
+    theirs = [module.fc1.weight, module.fc1.bias, module.bn1.weight, module.bn1.bias]
+    theirs += [module.fc2.weight, module.fc2.bias]
+    with torch.no_grad():
+        for weight, value in zip(theirs, ours, strict=True):
+            weight.copy_(value.view(weight.shape))
+    return module, [x], [x, *theirs]
+
+
 def _like(module: nn.Module, case: Case, x: Tensor) -> nn.Module:
     """On the device and in the dtype of x: timm's modules do not mix dtypes."""
     return module.to(x.device, x.dtype).train(case.training)
 
 
-PEERS: dict[str, dict[str, Callable[[Case, list[Tensor]], Peer]]] = {"eca": {"timm": _timm_eca}}
+def _conv2d(case: Case, inputs: list[Tensor]) -> Peer:
+    """The folded stencil as PyTorch's own depthwise convolution; learned gains fold every time."""
+    x, *others, gains = inputs
+    wanted = [t for t in inputs if t.requires_grad]
+
+    def call(x: Tensor, *others: Tensor, weight: Tensor | None = None) -> Tensor:
+        weight = folded(others[-1], x) if weight is None else weight
+        y = F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
+        return torch.cat((others[0], y), 1) if case.op == "mde_concat" else y
+
+    if gains.requires_grad:
+        return call, inputs, wanted
+    return partial(call, weight=folded(gains, x)), [x, *others], wanted
+
+
+def folded(gains: Tensor, x: Tensor) -> Tensor:
+    """The stencil (C, 1, 7, 7) in the dtype of x: what an impulse becomes."""
+    impulse = torch.zeros(1, x.shape[1], 7, 7, device=x.device)
+    impulse[..., 3, 3] = 1
+    return mde_reference(impulse, gains).transpose(0, 1).to(x.dtype)
+
+
+PEERS: dict[str, dict[str, Callable[[Case, list[Tensor]], Peer]]] = {
+    "eca": {"timm": _timm_eca},
+    "split": {"timm": _timm_split},
+    "mde": {"conv2d": _conv2d},
+    "mde_learned": {"conv2d": _conv2d},
+    "mde_concat": {"conv2d": _conv2d},
+}

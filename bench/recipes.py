@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from bench.cases import DTYPES, LAYOUTS, Case
-from medseg.kernels import eca_attention, triplet_attention
+from medseg.kernels import (
+    eca_attention,
+    mde_concat,
+    mde_filter,
+    split_attention,
+    triplet_attention,
+)
 
 Call = Callable[..., Any]
 
@@ -58,7 +64,7 @@ def _eca(case: Case) -> Recipe:
 
 
 def _triplet(case: Case) -> Recipe:
-    running = numbers(3, scale=0.0), numbers(3, scale=0.0, shift=1.0)
+    running = [numbers(3, scale=0.0), numbers(3, scale=0.0, shift=1.0)]
 
     def forward(backend: str) -> Call:
         return lambda x, *learned: triplet_attention(
@@ -69,4 +75,61 @@ def _triplet(case: Case) -> Recipe:
     return Recipe("triplet", [feature_map(case), *weights], 4, forward)
 
 
-RECIPES: dict[str, Callable[[Case], Recipe]] = {"eca": _eca, "triplet": _triplet}
+def _split(case: Case) -> Recipe:
+    """The block's core; `split_folded` with a batch norm and ReLU in front of it."""
+    options = dict(case.options)
+    radix, groups = options.get("radix", 2), options.get("cardinality", 1)
+    channels = case.shape[1] // radix
+    hidden = max(case.shape[1] // 4, 32)
+    running = numbers(hidden, scale=0.0), numbers(hidden, scale=0.0, shift=1.0)
+    fc1 = [numbers(hidden, channels // groups, scale=channels**-0.5), numbers(hidden)]
+    norm = [numbers(hidden, scale=0.1, shift=1.0), numbers(hidden, scale=0.1)]
+    fc2 = [numbers(radix * channels, hidden // groups, scale=hidden**-0.5)]
+    learned = [feature_map(case), *fc1, *norm, *fc2, numbers(radix * channels)]
+    folded = case.op == "split_folded"
+    front = [numbers(case.shape[1], shift=1.0), numbers(case.shape[1])] if folded else []
+
+    def forward(backend: str) -> Call:
+        def call(x, w1, b1, gamma, beta, w2, b2, scale=None, shift=None):
+            return split_attention(
+                x, w1, b1, gamma, beta, *running, w2, b2, radix=radix, cardinality=groups,
+                training=case.training, scale=scale, shift=shift, backend=backend,
+            )  # fmt: skip
+
+        return call
+
+    return Recipe("split", learned + front, len(learned), forward)
+
+
+def _mde(case: Case) -> Recipe:
+    """Fixed gains, or with `mde_learned` gains that get gradients."""
+
+    def forward(backend: str) -> Call:
+        return lambda x, gains: mde_filter(x, gains, backend=backend)
+
+    return Recipe("mde", [feature_map(case), _gains(case)], 1 + (case.op != "mde"), forward)
+
+
+def _mde_concat(case: Case) -> Recipe:
+    """As many channels from the decoder as from the encoder, whose map comes first here."""
+
+    def forward(backend: str) -> Call:
+        return lambda skip, up, gains: mde_concat(up, skip, gains, backend=backend)
+
+    return Recipe("mde", [feature_map(case), feature_map(case), _gains(case)], 2, forward)
+
+
+def _gains(case: Case) -> Tensor:
+    """The default preset, for every channel."""
+    return torch.tensor([0.5, 2.0, 1.5, 1.0], device=device()).repeat(case.shape[1], 1)
+
+
+RECIPES: dict[str, Callable[[Case], Recipe]] = {
+    "eca": _eca,
+    "triplet": _triplet,
+    "split": _split,
+    "split_folded": _split,
+    "mde": _mde,
+    "mde_learned": _mde,
+    "mde_concat": _mde_concat,
+}

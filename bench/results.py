@@ -98,15 +98,17 @@ def _goal(case: Case, best: dict[str, Any], name: str, asked: float) -> dict[str
     return {"goal": name, "asked": asked, "found": found, "met": met, "by": best["contender"]}
 
 
+_WORDS = {"clones": "takes {} clones", "saved": "keeps {} % of x", "share": "is at {} % of copy"}
+
+
 def missed(goals: Rows) -> str:
     """The goals that are not met, as one sentence; empty where all are."""
-    words = {"clones": "takes {} clones", "saved": "keeps {} % of x", "share": "{} % of the floor"}
-    return "; ".join(
-        f"{g['by']} {words.get(g['goal'], '{} x ' + g['goal']).format(g['found'])}, "
-        f"asked {g['asked']}"
-        for g in goals
-        if not g["met"]
-    )
+    found = []
+    for g in goals:
+        words = str(_WORDS.get(g["goal"], f"is {{}} x {g['goal']}")).format(g["found"])
+        if not g["met"]:
+            found.append(f"{g['by']} {words}, asked {g['asked']}")
+    return "; ".join(found)
 
 
 def device_name() -> str:

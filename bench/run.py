@@ -63,6 +63,8 @@ def _try(case: Case, benchmark: Any) -> None:
     truth = found.pop("eager")
     for name, got in found.items():
         assert len(got) == len(truth), f"{name} has {len(got)} results, eager {len(truth)}"
+        if name not in FUSED and case.dtype != "float32":
+            continue  # peers compute their gates in half precision
         for ours, theirs in zip(got, truth, strict=True):
             error = float((ours.reshape(theirs.shape).float() - theirs.float()).abs().max())
             assert error <= 0.05 * max(1.0, float(theirs.abs().max())), f"{name} is {error} off"
