@@ -1,5 +1,6 @@
 """`pytest bench/ --benchmark` measures; without the flag each case runs once, small."""
 
+import logging
 import os
 import sys
 
@@ -13,6 +14,10 @@ from bench.contenders import ABSENT
 from bench.results import device_name, table, write
 
 _ROWS: list[dict] = []
+
+
+# What it says of every compilation would fill the report of a figure that is missed.
+logging.getLogger("torch.__trace").propagate = False
 
 
 def pytest_addoption(parser):

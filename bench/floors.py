@@ -13,10 +13,13 @@ from bench.cases import DTYPES, Case
 PASSES = {
     "eca": (2.0, 3.0, 3.0, 4.0),
     "triplet": (2.0, 3.0, 3.0, 4.0),
+    "mde": (2.0, 2.0, 2.0, 2.0),
+    "mde_learned": (2.0, 2.0, 3.0, 3.0),
+    "mde_concat": (4.0, 4.0, 2.0, 2.0),  # both maps; of the gradient, up's half is a slice
 }
 
 
-MEMORY_BOUND = ("eca", "triplet")  # where the floor is what time goes for
+MEMORY_BOUND = (*PASSES, "split", "split_folded")  # where the floor is what time goes for
 
 
 def map_bytes(case: Case) -> int:
