@@ -11,7 +11,8 @@ if sys.platform == "linux":
 import pytest
 
 from bench.contenders import ABSENT
-from bench.results import device_name, table, write
+from bench.report import draw
+from bench.results import FOLDER, device_name, table, write
 
 _ROWS: list[dict] = []
 
@@ -46,7 +47,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"not measured: {name}, {reason}")
     if _ROWS:
         huge, load = os.environ.get("THP_MEM_ALLOC_ENABLE", "0"), os.getloadavg()[0]
-        where = f"rows in bench/results/{device_name()}.json"
+        where = f"rows and page in {draw(FOLDER / f'{device_name()}.json')}"
         terminalreporter.write_line(
             f"{table(_ROWS)}\n\nhuge pages {huge}, load {load:.1f}, {where}"
         )
