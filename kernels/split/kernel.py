@@ -103,6 +103,10 @@ def _vectors(x: Tensor, inner: int, radix: int, cardinality: int) -> _Vectors:
     return _Vectors(x.shape[0], channels, inner, channels // cardinality, inner // cardinality)
 
 
+def _dense(*parameters: Tensor) -> tuple[Tensor, ...]:
+    return tuple(p.contiguous() for p in parameters)
+
+
 def _fc1_blocks(v: _Vectors, shares: int) -> dict[str, int]:
     block_n = min(32, next_power(v.batch))
     block_c = min(next_power(v.per_c), max(1, VECTOR_TILE // shares // block_n))
@@ -145,13 +149,14 @@ def forward(
         x, *folded, part, v.channels, hw, plan.sum_chunk, *strides, SHARES=plan.shares, **tile
     )
     hidden = stats.new_empty((v.inner, batch))
+    fc1 = _dense(fc1_weight, fc1_weight if fc1_bias is None else fc1_bias)
     fc1_kernel[(v.inner,)](
-        part, fc1_weight.contiguous(), fc1_weight if fc1_bias is None else fc1_bias.contiguous(),
-        running_mean.contiguous(), running_var.contiguous(), saved, hidden, stats, *v, 1.0 / hw, 1.0 / batch, eps,
-        TRAINING=training, HAS_BIAS=fc1_bias is not None, RADIX=radix, SHARES=plan.shares,
-        **_fc1_blocks(v, plan.shares), num_warps=8,
+        part, *fc1, *_dense(running_mean, running_var), saved, hidden, stats, *v, 1.0 / hw,
+        1.0 / batch, eps, TRAINING=training, HAS_BIAS=fc1_bias is not None, RADIX=radix,
+        SHARES=plan.shares, **_fc1_blocks(v, plan.shares), num_warps=8,
     )  # fmt: skip
-    _attention(v, hidden, stats, bn_weight, bn_bias, fc2_weight, fc2_bias, radix, saved)
+    fc2 = _dense(bn_weight, bn_bias, fc2_weight, fc2_weight if fc2_bias is None else fc2_bias)
+    _attention(v, hidden, stats, fc2, radix, fc2_bias is not None, saved)
     combine_kernel[plan.map_grid](
         x, *folded, saved, out, v.channels, hw, plan.map_chunk, *strides, *_even(out)[1], **tile
     )
@@ -162,19 +167,16 @@ def _attention(
     v: _Vectors,
     hidden: Tensor,
     stats: Tensor,
-    bn_weight: Tensor,
-    bn_bias: Tensor,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
+    fc2: tuple[Tensor, ...],
     radix: int,
+    has_bias: bool,
     saved: Tensor,
 ) -> None:
-    """Fills the attention's columns of ``saved``."""
+    """Fills the attention's columns of ``saved``; ``fc2`` with the batch norm in front of it."""
     block_c, block_i = min(16, next_power(v.per_c)), min(64, next_power(v.per_i))
     fc2_kernel[(v.batch * v.channels // v.per_c * triton.cdiv(v.per_c, block_c),)](
-        hidden, stats, bn_weight.contiguous(), bn_bias.contiguous(), fc2_weight.contiguous(),
-        fc2_weight if fc2_bias is None else fc2_bias.contiguous(), saved, *v, HAS_BIAS=fc2_bias is not None,
-        RADIX=radix, ROWS=next_power(radix), BLOCK_C=block_c, BLOCK_I=block_i,
+        hidden, stats, *fc2, saved, *v, HAS_BIAS=has_bias, RADIX=radix, ROWS=next_power(radix),
+        BLOCK_C=block_c, BLOCK_I=block_i,
     )  # fmt: skip
 
 
@@ -215,9 +217,12 @@ def backward(
         x, grad, part, v.channels, hw, plan.sum_chunk, *strides, *grad_strides,
         SHARES=plan.shares, **tile,
     )  # fmt: skip
-    parameters = (fc1_weight.contiguous(), fc1_bias, bn_weight, bn_bias, fc2_weight.contiguous())
-    mean = _vector_grads(v, part, saved, stats, parameters, (grad_fc1, grads, grad_fc2, grad_bias),
-                         radix, training, 1.0 / hw, need_input)  # fmt: skip
+    biased = fc1_weight if fc1_bias is None else fc1_bias
+    mean = _vector_grads(
+        v, part, saved, stats, _dense(fc1_weight, biased, bn_weight, bn_bias, fc2_weight),
+        fc1_bias is not None, (grad_fc1, grads, grad_fc2, grad_bias), radix, training, 1.0 / hw,
+        need_input,
+    )  # fmt: skip
     if grad_x is not None:
         grad_x_kernel[plan.map_grid](
             grad, saved, mean, grad_x, v.channels, hw, plan.map_chunk, *grad_strides,
@@ -231,7 +236,8 @@ def _vector_grads(
     part: Tensor,
     saved: Tensor,
     stats: Tensor,
-    parameters: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor],
+    parameters: tuple[Tensor, ...],
+    has_bias: bool,
     grads: tuple[Tensor, Tensor, Tensor, Tensor],
     radix: int,
     training: bool,
@@ -246,9 +252,8 @@ def _vector_grads(
     hidden, dv, dh = stats.new_empty((3, v.inner, v.batch))
     block_r = min(64, next_power(v.channels), max(1, 4096 // rows // shares))
     logits_kernel[(v.inner + v.batch * triton.cdiv(v.channels, block_r),)](
-        part, saved, fc1_weight, fc1_weight if fc1_bias is None else fc1_bias, dz, hidden, *v,
-        HAS_BIAS=fc1_bias is not None, RADIX=radix, SHARES=shares, ROWS=rows, BLOCK_R=block_r,
-        **_fc1_blocks(v, 1), num_warps=8,
+        part, saved, fc1_weight, fc1_bias, dz, hidden, *v, HAS_BIAS=has_bias, RADIX=radix,
+        SHARES=shares, ROWS=rows, BLOCK_R=block_r, **_fc1_blocks(v, 1), num_warps=8,
     )  # fmt: skip
     block_n = min(32, next_power(v.batch))
     block_r = min(next_power(radix * v.per_c), VECTOR_TILE // block_n)

@@ -83,7 +83,33 @@ def run_triplet() -> None:
         kernel.backward(x, x, weight, vector, vector, stats, planes, index, training, 1e-5)
 
 
-OPS: dict[str, Callable[[], None]] = {"eca": run_eca, "triplet": run_triplet}
+def run_split() -> None:
+    """Radix 1 to 4, few and many images, folded or not, with and without biases, both modes."""
+    from medseg.kernels.split import kernel
+
+    for shape, dtype, last, radix, groups, inner, training in (
+        (LARGE, torch.float32, False, 2, 1, 32, True),
+        (LARGE, torch.bfloat16, True, 2, 1, 32, False),
+        (DEEP, torch.float16, False, 4, 2, 256, False),
+        ((64, 18, 17, 19), torch.float32, True, 3, 2, 6, True),
+        (ONES, torch.float32, False, 1, 1, 1, False),
+        (FLAT, torch.float16, False, 2, 1, 7, False),
+    ):
+        n, c, h, w = shape
+        x, grad = (feature_map((n, k * c, h, w), dtype, last) for k in (radix, 1))
+        fc1, fc2 = torch.empty(inner, c // groups), torch.empty(radix * c, inner // groups)
+        vector, wide = torch.empty(inner), torch.empty(radix * c)
+        biases = (vector, wide) if training else (None, None)
+        folded = (None, None) if training else (wide, wide)
+        norm, numbers = (vector, vector), (radix, groups, training, 1e-5)
+        _, stats, saved = kernel.forward(
+            x, *folded, fc1, biases[0], *norm, *norm, fc2, biases[1], *numbers
+        )
+        learned = (fc1, biases[0], *norm, fc2, biases[1])
+        kernel.backward(grad, x, *learned, stats, saved, *numbers, True)
+
+
+OPS: dict[str, Callable[[], None]] = {"eca": run_eca, "split": run_split, "triplet": run_triplet}
 
 
 def compile_only_driver(target: str) -> Any:

@@ -4,14 +4,10 @@ TRITON_INTERPRET=1 pytest tests/kernels/test_triton.py, or pytest -m gpu where t
 """
 
 # pyright: reportOptionalMemberAccess=false
-import importlib
-
-import numpy as np
 import pytest
 import torch
 
 from medseg.kernels import eca_attention, eca_reference, triplet_attention, triplet_reference
-from medseg.kernels._backend import why_not
 from tests.kernels.truth import check, layouts
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -21,32 +17,6 @@ FORMATS = pytest.mark.parametrize(
 SPECIAL = pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
 # Images so far apart that only 64-bit indices reach them; most of it is never touched.
 FAR = 2**31 + 48
-
-
-@pytest.fixture(params=("cpu", pytest.param("cuda", marks=pytest.mark.gpu)))
-def device(request, monkeypatch):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU, PyTorch finds none")
-    reason = why_not("triton", "eca", request.param)
-    if reason is not None:
-        pytest.skip(reason)
-    if request.param == "cpu":
-        round_as_a_gpu_does(monkeypatch)
-    return request.param
-
-
-def round_as_a_gpu_does(monkeypatch):
-    """The interpreter cuts float32 off to bfloat16, up to twice the error of rounding."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    convert = interpreter._convert_float
-
-    def rounded(values, source, target, mode):
-        if (source.name, target.name) != ("fp32", "bf16"):
-            return convert(values, source, target, mode)
-        single = torch.from_numpy(np.ascontiguousarray(values).view(np.float32))
-        return single.bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 def eca(x, weight, bias=None):
