@@ -46,26 +46,31 @@ void set_isa(const std::string& name) {
 
 using Strides = std::array<int64_t, 2>;
 
-medseg::EcaShape eca_shape(std::array<int64_t, 3> sizes, Strides strides, bool channels_last,
-                           int taps, int threads) {
-  return {sizes[0], sizes[1], sizes[2], strides[0], strides[1], channels_last, taps, threads};
+medseg::EcaShape eca_shape(std::array<int64_t, 4> sizes, Strides strides, bool channels_last,
+                           int taps, int threads, int pool) {
+  return {sizes[0],   sizes[1],   sizes[2] * sizes[3], sizes[3],
+          strides[0], strides[1], channels_last,       taps,
+          threads,    pool};
 }
 
-void eca_forward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t weight,
-                 uintptr_t bias, uintptr_t out, uintptr_t pooled, uintptr_t gate,
-                 uintptr_t scratch) {
+void eca_forward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t residual,
+                 uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t summed,
+                 uintptr_t pooled, uintptr_t gate, uintptr_t scratch) {
   py::gil_scoped_release release;
-  active->eca_forward(dtype, {shape, address(x), address(weight), address(bias), address(out),
-                              address(pooled), address(gate), address(scratch)});
+  active->eca_forward(
+      dtype, {shape, address(x), address(residual), address(weight), address(bias), address(out),
+              address(summed), address(pooled), address(gate), address(scratch)});
 }
 
 void eca_backward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t grad_out,
-                  uintptr_t weight, uintptr_t pooled, uintptr_t gate, uintptr_t grad_x,
-                  uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch) {
+                  uintptr_t grad_summed, Strides strides, uintptr_t weight, uintptr_t pooled,
+                  uintptr_t gate, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias,
+                  uintptr_t scratch) {
   py::gil_scoped_release release;
   active->eca_backward(
-      dtype, {shape, address(x), address(grad_out), address(weight), address(pooled), address(gate),
-              address(grad_x), address(grad_weight), address(grad_bias), address(scratch)});
+      dtype, {shape, address(x), address(grad_out), address(grad_summed), strides[0], strides[1],
+              address(weight), address(pooled), address(gate), address(grad_x),
+              address(grad_weight), address(grad_bias), address(scratch)});
 }
 
 medseg::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,

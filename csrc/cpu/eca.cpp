@@ -1,4 +1,5 @@
-// ECA: out[n,c,:] = x[n,c,:] * sigmoid(bias + sum_j weight[j] * mean(x[n,c+j-p,:])).
+// ECA: out[n,c,:] = s[n,c,:] * sigmoid(bias + sum_j weight[j] * mean(s[n,c+j-p,:])), s being x or
+// x + residual; with pool = 2 the 2x2 max-pool of that (eca_pool.h).
 //
 // NCHW goes by planes (eca_planes.h), channels_last by pixels (eca_pixels.h).
 #include "eca_pixels.h"

@@ -7,8 +7,6 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
-constexpr int64_t kPixelBlock = 512;  // summed in floats before they go to double
-
 // channels_last. A line of `period` elements, the least common multiple of the channels and the
 // lanes, holds whole vectors and whole pixels, so that no channel count needs a tail inside it.
 MEDSEG_INLINE int64_t period_of(int64_t channels, int64_t lanes) {
@@ -21,43 +19,38 @@ MEDSEG_INLINE int64_t period_of(int64_t channels, int64_t lanes) {
   return channels / a * lanes;
 }
 
-// line[j] += sum over the rows of p (times q), rows of `period` elements.
-template <bool kDot, class T>
-void add_rows(const T* p, const T* q, int64_t rows, int64_t period, Acc<T>* line) {
+// line[j] += the terms at j of all rows from element `first` on, rows of `period` elements.
+template <Term kTerm, class T>
+void add_rows(const T* p, const T* q, T* r, int64_t first, int64_t rows, int64_t period,
+              Acc<T>* line) {
   using A = Acc<T>;
   constexpr int64_t L = Lanes<A>::count;
   for (int64_t row = 0; row < rows; row += 8) {
     const int64_t count = smaller(8, rows - row);
     for (int64_t j = 0; j < period; j += L) {
-      const int64_t at = row * period + j;
+      const int64_t at = first + row * period + j;
       Vec<A> sum = read<Vec<A>>(line + j);
       Vec<A> part{};
-      for (int64_t r = 0; r < count; ++r) {
-        const Vec<A> v = load(p + at + r * period);
-        part += kDot ? v * load(q + at + r * period) : v;
-      }
+      for (int64_t i = at; i < at + count * period; i += period)
+        part += term<kTerm>(p, q, r, i, L);
       write(line + j, sum + part);
     }
   }
 }
 
-// sums[c] = sum over pixels [begin, end) of p (times q); line is scratch of `period` elements.
-template <bool kDot, class T>
-void sum_pixels(const T* p, const T* q, const EcaShape& s, Range pixels, int64_t period,
+// sums[c] = the terms of pixels [begin, end); line is scratch of `period` elements.
+template <Term kTerm, class T>
+void sum_pixels(const T* p, const T* q, T* r, const EcaShape& s, Range pixels, int64_t period,
                 Acc<T>* line, double* sums) {
   const int64_t step = period / s.c, block = round_up(kPixelBlock, step);
   for (int64_t c = 0; c < s.c; ++c) sums[c] = 0;
   for (int64_t pixel = pixels.begin; pixel < pixels.end; pixel += block) {
     const int64_t rows = smaller(block, pixels.end - pixel) / step;
     for (int64_t j = 0; j < period; ++j) line[j] = 0;
-    add_rows<kDot>(p + pixel * s.c, q + pixel * s.c, rows, period, line);
+    add_rows<kTerm>(p, q, r, pixel * s.c, rows, period, line);
     for (int64_t j = 0; j < period; ++j) sums[j % s.c] += line[j];
-    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, pixels.end) * s.c;
-         ++i) {
-      Acc<T> v = load_part(p + i, 1)[0];
-      if (kDot) v *= load_part(q + i, 1)[0];
-      sums[i % s.c] += v;
-    }
+    for (int64_t i = (pixel + rows * step) * s.c; i < smaller(pixel + block, pixels.end) * s.c; ++i)
+      sums[i % s.c] += term<kTerm>(p, q, r, i, 1)[0];
   }
 }
 
@@ -120,19 +113,32 @@ void walk_images(const EcaShape& s, void* scratch, Sum sum, Scale scale) {
   });
 }
 
+// Repeats the first c elements to the end of a line.
+template <class A>
+MEDSEG_INLINE void repeat(A* line, int64_t c, int64_t period) {
+  for (int64_t j = c; j < period; ++j) line[j] = line[j - c];
+}
+
 template <class T>
 void forward_pixels(const EcaForward& a) {
   using A = Acc<T>;
   const EcaShape& s = a.shape;
   const T* x = static_cast<const T*>(a.x);
+  const T* residual = static_cast<const T*>(a.residual);
+  T* summed = static_cast<T*>(a.summed);
+  T* out = static_cast<T*>(a.out);
   const A* weight = static_cast<const A*>(a.weight);
   const A bias = a.bias ? *static_cast<const A*>(a.bias) : A(0);
-  const int64_t period = period_of(s.c, Lanes<A>::count);
+  const int64_t period = period_of(s.c, Lanes<A>::count), image = s.c * s.hw, high = s.hw / s.w / 2;
   walk_images<A>(
       s, a.scratch,
       [&](const Place& at, Range pixels, Lines<A> mine) {
-        const T* image = x + at.image * s.stride_n;
-        sum_pixels<false>(image, image, s, pixels, period, mine.factor, mine.sums);
+        const int64_t n = at.image;
+        const T* p = x + n * s.stride_n;
+        residual
+            ? sum_pixels<kAdd, T>(p, residual + n * image, summed + n * image, s, pixels, period,
+                                  mine.factor, mine.sums)
+            : sum_pixels<kOne, T>(p, nullptr, nullptr, s, pixels, period, mine.factor, mine.sums);
       },
       [&](const Place& at, Range pixels, auto total, Lines<A> mine) {
         const int64_t n = at.image;
@@ -144,9 +150,11 @@ void forward_pixels(const EcaForward& a) {
           static_cast<A*>(a.pooled)[n * s.c + c] = mine.term[c];
           static_cast<A*>(a.gate)[n * s.c + c] = mine.factor[c];
         }
-        for (int64_t j = s.c; j < period; ++j) mine.factor[j] = mine.factor[j - s.c];
-        scale_pixels<false>(x + n * s.stride_n, s, pixels, period, mine.factor, mine.term,
-                            static_cast<T*>(a.out) + n * s.c * s.hw);
+        repeat(mine.factor, s.c, period);
+        const T* p = residual ? summed + n * image : x + n * s.stride_n;
+        s.pool == 2
+            ? pool_pixels(p, s, at.of(high), mine.factor, out + n * s.c * high * (s.w / 2))
+            : scale_pixels<false>(p, s, pixels, period, mine.factor, mine.term, out + n * image);
       });
 }
 
@@ -155,16 +163,21 @@ void backward_pixels(const EcaBackward& a, Acc<T>* dz) {
   using A = Acc<T>;
   const EcaShape& s = a.shape;
   const T* x = static_cast<const T*>(a.x);
-  const T* dy = static_cast<const T*>(a.grad_out);
+  const T* grad_out = static_cast<const T*>(a.grad_out);
+  const T* grad_summed = static_cast<const T*>(a.grad_summed);
   const A* weight = static_cast<const A*>(a.weight);
   const A* gates = static_cast<const A*>(a.gate);
-  const int64_t period = period_of(s.c, Lanes<A>::count);
+  const int64_t period = period_of(s.c, Lanes<A>::count), high = s.hw / s.w / 2;
+  const int64_t image = s.c * (s.pool == 2 ? high * (s.w / 2) : s.hw);
   walk_images<A>(
       s, reinterpret_cast<char*>(a.scratch) + round_up(s.n * s.c * sizeof(A), 64),
       [&](const Place& at, Range pixels, Lines<A> mine) {
         const int64_t n = at.image;
-        sum_pixels<true>(dy + n * s.c * s.hw, x + n * s.stride_n, s, pixels, period, mine.factor,
-                         mine.sums);
+        const T *p = x + n * s.stride_n, *dy = grad_out + n * image;
+        if (s.pool != 2)
+          return sum_pixels<kDot, T>(dy, p, nullptr, s, pixels, period, mine.factor, mine.sums);
+        for (int64_t c = 0; c < s.c; ++c) mine.term[c] = gates[n * s.c + c];
+        dot_pooled_pixels(p, dy, s, at.of(high), mine.term, mine.factor, mine.sums);
       },
       [&](const Place& at, Range pixels, auto total, Lines<A> mine) {
         const int64_t n = at.image;
@@ -177,10 +190,14 @@ void backward_pixels(const EcaBackward& a, Acc<T>* dz) {
         for (int64_t c = 0; c < s.c; ++c)
           mine.term[c] = along_channels(mine.factor, weight, s.taps, true, c, s.c) / A(s.hw);
         for (int64_t c = 0; c < s.c; ++c) mine.factor[c] = gates[n * s.c + c];
-        for (int64_t j = s.c; j < period; ++j) mine.factor[j] = mine.factor[j - s.c];
-        for (int64_t j = s.c; j < period; ++j) mine.term[j] = mine.term[j - s.c];
-        scale_pixels<true>(dy + n * s.c * s.hw, s, pixels, period, mine.factor, mine.term,
-                           static_cast<T*>(a.grad_x) + n * s.c * s.hw);
+        repeat(mine.factor, s.c, period);
+        repeat(mine.term, s.c, period);
+        const T* dy = grad_out + n * image;
+        T* dx = static_cast<T*>(a.grad_x) + n * s.c * s.hw;
+        if (s.pool != 2)
+          return scale_pixels<true>(dy, s, pixels, period, mine.factor, mine.term, dx);
+        spread_pixels(x + n * s.stride_n, dy, grad_summed ? grad_summed + n * a.summed_n : nullptr,
+                      a.summed_c, s, at.of(high), mine.factor, mine.term, dx);
       });
 }
 

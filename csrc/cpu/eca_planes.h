@@ -1,37 +1,43 @@
 // ECA on NCHW: a thread walks its planes, pools plane c+p and scales plane c while that is still in
 // cache, so that memory sees one read and one write.
 #pragma once
-#include "team.h"
+#include "eca_pool.h"
 
 namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
-// Floats are added in blocks of this many elements, the blocks in double: exact enough for any map.
-constexpr int64_t kBlock = 4096;
+// What is summed: p, p * q, or p + q, which is also stored in r, and so rounded.
+enum Term { kOne, kDot, kAdd };
 
-// sum of p[i], or of p[i] * q[i] with kDot.
-template <bool kDot, class T>
-double sum_line(const T* p, const T* q, int64_t count) {
+// The terms of elements i to i + count; q and r may be null where they are not wanted.
+template <Term kTerm, class T>
+MEDSEG_INLINE Vec<Acc<T>> term(const T* p, const T* q, T* r, int64_t i, int64_t count) {
+  const Vec<Acc<T>> v = load_some(p + i, count);
+  if constexpr (kTerm == kDot) return v * load_some(q + i, count);
+  if constexpr (kTerm == kOne) return v;
+  store_some(r + i, v + load_some(q + i, count), count);
+  return load_some(r + i, count);
+}
+
+template <Term kTerm, class T>
+double sum_line(const T* p, const T* q, T* r, int64_t count) {
   using A = Acc<T>;
   constexpr int64_t L = Lanes<A>::count;
-  const auto term = [&](int64_t i) { return kDot ? load(p + i) * load(q + i) : load(p + i); };
+  const auto at = [&](int64_t i, int64_t lanes) { return term<kTerm>(p, q, r, i, lanes); };
   double total = 0;
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = smaller(count, begin + kBlock);
     Vec<A> s0{}, s1{}, s2{}, s3{};
     int64_t i = begin;
     for (; i + 4 * L <= end; i += 4 * L) {
-      s0 += term(i);
-      s1 += term(i + L);
-      s2 += term(i + 2 * L);
-      s3 += term(i + 3 * L);
+      s0 += at(i, L);
+      s1 += at(i + L, L);
+      s2 += at(i + 2 * L, L);
+      s3 += at(i + 3 * L, L);
     }
-    for (; i + L <= end; i += L) s0 += term(i);
-    if (i < end) {
-      const Vec<A> tail = load_part(p + i, end - i);
-      s1 += kDot ? tail * load_part(q + i, end - i) : tail;
-    }
+    for (; i + L <= end; i += L) s0 += at(i, L);
+    if (i < end) s1 += at(i, end - i);
     total += sum_lanes<A>((s0 + s1) + (s2 + s3));
   }
   return total;
@@ -100,6 +106,9 @@ void forward_planes(const EcaForward& a) {
   using A = Acc<T>;
   const EcaShape& s = a.shape;
   const T* x = static_cast<const T*>(a.x);
+  const T* residual = static_cast<const T*>(a.residual);
+  T* summed = static_cast<T*>(a.summed);
+  T* out = static_cast<T*>(a.out);
   const A* weight = static_cast<const A*>(a.weight);
   const A bias = a.bias ? *static_cast<const A*>(a.bias) : A(0);
   A* pooled = static_cast<A*>(a.pooled);
@@ -108,38 +117,53 @@ void forward_planes(const EcaForward& a) {
   walk_planes(
       s,
       [&](int64_t i) {
-        publish(pooled + i, A(sum_line<false>(plane_of(x, s, i), plane_of(x, s, i), s.hw) / s.hw));
+        const T* p = plane_of(x, s, i);
+        const double sum = residual
+                               ? sum_line<kAdd, T>(p, residual + i * s.hw, summed + i * s.hw, s.hw)
+                               : sum_line<kOne, T>(p, nullptr, nullptr, s.hw);
+        publish(pooled + i, A(sum / s.hw));
       },
       [&](int64_t i) {
         const A* values = pooled + i / s.c * s.c;
+        const T* p = residual ? summed + i * s.hw : plane_of(x, s, i);
         gate[i] =
             sigmoid_scalar(bias + along_channels(values, weight, s.taps, false, i % s.c, s.c));
-        scale_line<false>(plane_of(x, s, i), gate[i], A(0), static_cast<T*>(a.out) + i * s.hw,
-                          s.hw);
+        s.pool == 2 ? pool_plane(p, s, gate[i], out + i * (s.hw / s.w / 2) * (s.w / 2))
+                    : scale_line<false>(p, gate[i], A(0), out + i * s.hw, s.hw);
       });
 }
 
-// dz[i] = (sum over the plane of grad_out * x) * gate * (1 - gate)
+// dz[i] = (sum over the plane of grad_out * x, or of what was pooled of it) * gate * (1 - gate)
 template <class T>
 void backward_planes(const EcaBackward& a, Acc<T>* dz) {
   using A = Acc<T>;
   const EcaShape& s = a.shape;
   const T* x = static_cast<const T*>(a.x);
-  const T* dy = static_cast<const T*>(a.grad_out);
+  const T* grad_out = static_cast<const T*>(a.grad_out);
+  const T* grad_summed = static_cast<const T*>(a.grad_summed);
   const A* weight = static_cast<const A*>(a.weight);
   const A* gate = static_cast<const A*>(a.gate);
+  const int64_t size = s.pool == 2 ? (s.hw / s.w / 2) * (s.w / 2) : s.hw;
 #pragma omp parallel num_threads(s.threads)
   walk_planes(
       s,
       [&](int64_t i) {
         const A g = gate[i];
-        publish(dz + i, A(sum_line<true>(dy + i * s.hw, plane_of(x, s, i), s.hw)) * g * (1 - g));
+        const T* dy = grad_out + i * size;
+        const double sum = s.pool == 2 ? dot_plane(plane_of(x, s, i), dy, s, g)
+                                       : sum_line<kDot, T>(dy, plane_of(x, s, i), nullptr, s.hw);
+        publish(dz + i, A(sum) * g * (1 - g));
       },
       [&](int64_t i) {
         if (!a.grad_x) return;
         const A* values = dz + i / s.c * s.c;
         const A ds = along_channels(values, weight, s.taps, true, i % s.c, s.c) / A(s.hw);
-        scale_line<true>(dy + i * s.hw, gate[i], ds, static_cast<T*>(a.grad_x) + i * s.hw, s.hw);
+        const T* dy = grad_out + i * size;
+        T* dx = static_cast<T*>(a.grad_x) + i * s.hw;
+        if (s.pool != 2) return scale_line<true>(dy, gate[i], ds, dx, s.hw);
+        const T* add = grad_summed;
+        if (add) add += i / s.c * a.summed_n + i % s.c * a.summed_c;
+        spread_plane(plane_of(x, s, i), dy, add, s, gate[i], ds, dx);
       });
 }
 

@@ -8,20 +8,23 @@ enum Dtype : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 // "acc" below is float, or double for float64 data: parameters, gates and saved values use it.
 
-// x is (n, c, hw). Planes of hw dense elements, or, with channels_last, pixels of c dense ones.
+// x is (n, c, hw), rows of w. Planes of hw dense elements, or, with channels_last, pixels of c
+// dense ones. With pool = 2, out and grad_out are a quarter of it: (n, c, hw / w / 2, w / 2).
 struct EcaShape {
-  int64_t n, c, hw;
-  int64_t stride_n, stride_c;  // of x, in elements; out, grad_out and grad_x are dense
+  int64_t n, c, hw, w;
+  int64_t stride_n, stride_c;  // of x, in elements; all else is dense
   bool channels_last;
-  int taps, threads;
+  int taps, threads, pool;
 };
 
 struct EcaForward {
   EcaShape shape;
   const void* x;
-  const void* weight;  // acc (taps)
-  const void* bias;    // acc (1) or null
+  const void* residual;  // null, or added to x first
+  const void* weight;    // acc (taps)
+  const void* bias;      // acc (1) or null
   void* out;
+  void* summed;   // x + residual, null without
   void* pooled;   // acc (n, c)
   void* gate;     // acc (n, c)
   void* scratch;  // eca_scratch(dtype, shape) bytes, aligned to 64
@@ -29,15 +32,17 @@ struct EcaForward {
 
 struct EcaBackward {
   EcaShape shape;
-  const void* x;
+  const void* x;  // what was gated: the sum where there was a residual
   const void* grad_out;
+  const void* grad_summed;     // with pool = 2: null, or added to grad_x
+  int64_t summed_n, summed_c;  // its strides between images and planes (channels_last: pixels)
   const void* weight;
   const void* pooled;
   const void* gate;
   void* grad_x;       // null: not wanted
   void* grad_weight;  // acc (taps)
   void* grad_bias;    // acc (1)
-  void* scratch;      // acc, eca_scratch(shape) elements
+  void* scratch;      // as in forward
 };
 
 // x per image is a 3-D array (a[0], a[1], a[2]) in memory order, a[2] dense. Plane m pools over

@@ -1,19 +1,24 @@
 """Launchers of the compiled CUDA kernels of ECA: allocate, look up dtypes, pass addresses."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._backend import is_channels_last, like_input, like_layout, native
 from .._cuda_launch import DTYPES, on_device, parameter, scratch
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (out, saved); saved (2, N, C) float32 holds the pooled means and the gates."""
     cuda = native("_cuda")
+    summed = x.new_empty(0) if residual is None else x + residual
+    x = x if residual is None else summed
     out = like_input(x)
     saved = x.new_empty((2, x.shape[0], x.shape[1]), dtype=torch.float32)
     if out.numel() == 0:
-        return out, saved
+        return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved
     x, weight = _planes_dense(x), weight.contiguous()
     dtype, shape = DTYPES[x.dtype], _shape(cuda, x, weight)
     work = scratch(x, cuda.eca_scratch(dtype, shape))
@@ -22,13 +27,26 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
             device, stream, dtype, shape, x.data_ptr(), parameter(weight), parameter(bias),
             out.data_ptr(), saved.data_ptr(), work.data_ptr(),
         )  # fmt: skip
-    return out, saved
+    return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, saved: Tensor, need_input: bool
+    grad_out: Tensor,
+    grad_summed: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    pool: int,
+    need_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Returns (grad_x or None, grad_weight (K,), grad_bias (1,)), the last two in float32."""
+    if pool == 2:
+        at = F.max_pool2d(x, 2, return_indices=True)[1]
+        grad_out = F.max_unpool2d(grad_out, at, 2, output_size=list(x.shape))
+        grads = backward(grad_out, None, x, weight, saved, 1, need_input)
+        if grads[0] is not None and grad_summed is not None:
+            grads[0].add_(grad_summed)
+        return grads
     cuda = native("_cuda")
     grad_x = like_input(x) if need_input else None
     grads = saved.new_empty(weight.numel() + 1)

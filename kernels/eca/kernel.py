@@ -15,6 +15,7 @@ scale walks backwards through what the pool has just left there), backward 3R 1W
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -143,23 +144,40 @@ def _scale(
     )
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(out, saved): saved float32 (2, N, C) holds the pooled means and the gates."""
+    summed = x.new_empty(0) if residual is None else x + residual
+    x = x if residual is None else summed
     out = like_input(x)
     saved = x.new_empty((2, x.shape[0], x.shape[1]), dtype=torch.float32)
     if x.numel() == 0:
-        return out, saved.zero_()
+        return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved.zero_()
     x = _even(x)
     plan = _plan(x)
     part = _pool(x, None, plan)
     _scale(x, part, weight.contiguous(), bias, saved, plan, out, backward=False)
-    return out, saved
+    return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved
 
 
 def backward(
-    grad_out: Tensor, x: Tensor, weight: Tensor, saved: Tensor, need_input: bool
+    grad_out: Tensor,
+    grad_summed: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    pool: int,
+    need_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """(grad_x or None, grad_weight (K,), grad_bias (1,)), the last two in float32."""
+    if pool == 2:
+        at = F.max_pool2d(x, 2, return_indices=True)[1]
+        grad_out = F.max_unpool2d(grad_out, at, 2, output_size=list(x.shape))
+        grads = backward(grad_out, None, x, weight, saved, 1, need_input)
+        if grads[0] is not None and grad_summed is not None:
+            grads[0].add_(grad_summed)
+        return grads
     grad_x = like_input(x) if need_input else None
     taps, vectors = weight.numel(), x.shape[0] * x.shape[1]
     if x.numel() == 0:

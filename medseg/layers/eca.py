@@ -1,6 +1,7 @@
 """Efficient channel attention as a module."""
 
 import math
+from typing import overload
 
 from torch import Tensor, nn
 
@@ -41,9 +42,17 @@ class ECA(nn.Module):
             raise ValueError(f"kernel_size must be odd and at least 1, got {kernel_size}")
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W); returns the same shape."""
-        return eca_attention(x, self.conv.weight.flatten(), self.conv.bias)
+    @overload
+    def forward(self, x: Tensor, residual: None = None, pool: int = 1) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, residual: Tensor, pool: int = 1) -> tuple[Tensor, Tensor]: ...
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, pool: int = 1
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x, residual: (N, C, H, W); returns the same shape, or with ``pool`` 2 half as high and
+        wide; with a residual (that, x + residual)."""
+        weight, bias = self.conv.weight.flatten(), self.conv.bias
+        return eca_attention(x, weight, bias, residual=residual, pool=pool)
 
 
 def adaptive_kernel_size(channels: int | None, gamma: float = 2, b: float = 1) -> int:

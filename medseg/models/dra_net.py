@@ -107,21 +107,27 @@ class DRANet(Network):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W), H and W multiples of 16; returns logits (N, classes, H, W)."""
         self.check_image(x)
-        c1 = self.enc1(self._as_trained(x))
-        c2 = self.enc2(F.max_pool2d(self._gate(c1, 0), 2))
-        c3 = self.enc3(F.max_pool2d(self._gate(c2, 1), 2))
-        c4 = self.enc4(F.max_pool2d(self._gate(c3, 2), 2))
-        c5 = self.enc5(F.max_pool2d(self.dropout(self._gate(c4, 3)), 2))
-        y = self.dropout(self._gate(c5, 4))
+        y, c1 = self._down(self.enc1, self._as_trained(x), 0)
+        y, c2 = self._down(self.enc2, y, 1)
+        y, c3 = self._down(self.enc3, y, 2)
+        y, c4 = self._down(self.enc4, y, 3)
+        # The pool has already been: it commutes with dropping or scaling whole channels.
+        y, _ = self._down(self.enc5, self.dropout(y), 4, pool=1)
+        y = self.dropout(y)
         y = self.dec4(y, c4)
         y = self.dec3(y, c3)
         y = self.dec2(y, c2)
         y = self.dec1(y, c1)
         logits = self.head(y)
-        return self._gate(logits, 5) if self.gate_logits else logits
+        return self._gate(5)(logits) if self.gate_logits else logits
 
-    def _gate(self, x: Tensor, level: int) -> Tensor:
-        return self.eca(x) if isinstance(self.eca, ECA) else self.eca[level](x)
+    def _down(self, encoder: nn.Module, x: Tensor, level: int, pool: int = 2) -> tuple[Tensor, ...]:
+        """(input of the next level, skip to the decoder): the gated, pooled sum and the sum."""
+        projected, y = encoder(x)
+        return self._gate(level)(projected, y, pool)
+
+    def _gate(self, level: int) -> nn.Module:
+        return self.eca if isinstance(self.eca, ECA) else self.eca[level]
 
     def _as_trained(self, x: Tensor) -> Tensor:
         if self.input_layout == "reshape":
@@ -147,17 +153,17 @@ class DRANet(Network):
 
 
 class Encoder(nn.Module):
-    """One level down: a double convolution plus a 1x1 projection of its input."""
+    """One level down: a 1x1 projection of its input and a double convolution, to be added."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
         self.dconv = DoubleConv(channels_in, channels)
         self.proj = nn.Conv2d(channels_in, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, channels_in, H, W); returns (N, channels, H, W), of either sign."""
-        y = self.dconv(x)
-        return self.proj(x).add_(y)  # in place: nothing looks back at the projection
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (N, channels_in, H, W); returns two summands (N, channels, H, W)."""
+        y = self.dconv(x)  # first: a projection kept meanwhile would raise the peak of memory
+        return self.proj(x), y
 
 
 class Decoder(nn.Module):

@@ -55,8 +55,8 @@ def run_eca() -> None:
         x = feature_map(shape, dtype, last)
         weight = torch.empty(taps)
         bias = torch.empty(1) if taps == 3 else None
-        _, saved = kernel.forward(x, weight, bias)
-        kernel.backward(x, x, weight, saved, True)
+        saved = kernel.forward(x, None, weight, bias, 1)[2]
+        kernel.backward(x, None, x, weight, saved, 1, True)
 
 
 def run_triplet() -> None:

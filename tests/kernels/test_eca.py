@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.kernels import eca_attention, eca_reference
-from tests.kernels.truth import DTYPES, SHAPES, check, layouts, on_threads
+from tests.kernels.truth import DTYPES, SHAPES, check, coarse, layouts, on_threads
 
 
 def params(taps=3, bias=True, dtype=torch.float32):
@@ -17,6 +18,57 @@ def params(taps=3, bias=True, dtype=torch.float32):
 
 def cpu(x, weight, bias=None):
     return eca_attention(x, weight, bias, backend="cpu")
+
+
+def pooled_shape(x, pool):
+    n, c, h, w = x.shape
+    return (n, c, h // pool, w // pool)
+
+
+def joined(op, pool, **options):
+    """Both outputs of the op with a residual as one, of the pooled shape."""
+
+    def run(x, residual, weight, bias=None):
+        out, summed = op(x, weight, bias, residual=residual, pool=pool, **options)
+        return out + F.avg_pool2d(summed, pool)
+
+    return run
+
+
+def check_pool(op, x, learned, **options):
+    """The op with pool, with a residual and with both."""
+    learned = [t.to(x.device) for t in learned]
+    shape = pooled_shape(x, 2)
+    check(
+        lambda y, *p: op(y, *p, pool=2, **options),
+        lambda y, *p: eca_reference(y, *p, pool=2),
+        x,
+        learned,
+        shape=shape,
+    )
+    x, residual = coarse(x), coarse(x.flip(0).roll(1, 3) * 1.7)
+    for pool in (1, 2):
+        fused, reference = joined(op, pool, **options), joined(eca_reference, pool)
+        check(fused, reference, x, [residual, *learned], shape=pooled_shape(x, pool))
+
+
+POOLED = (
+    (4, 8, 16, 16),
+    (2, 7, 17, 19),
+    (1, 3, 2, 2),
+    (3, 16, 33, 2),
+    (1, 5, 3, 70),
+    (5, 64, 8, 8),
+)
+
+
+@pytest.mark.usefixtures("every_isa")
+@pytest.mark.parametrize("dtype", (torch.float64, *DTYPES), ids=str)
+@pytest.mark.parametrize("shape", POOLED, ids=str)
+def test_cpu_adds_and_pools(shape, dtype):
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    for x in layouts(shape, dtype):
+        check_pool(eca_attention, x, params(dtype=wide), backend="cpu")
 
 
 @pytest.mark.usefixtures("every_isa")
@@ -55,6 +107,23 @@ def test_any_shape_and_number_of_threads(n, c, h, w, taps, last, threads):
 
 
 @pytest.mark.usefixtures("needs_cpu")
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(0, 3),
+    c=st.integers(1, 40),
+    h=st.integers(2, 20),
+    w=st.integers(2, 40),
+    last=st.booleans(),
+    threads=st.integers(1, 16),
+)
+def test_any_shape_and_number_of_threads_with_residual_and_pool(n, c, h, w, last, threads):
+    x = torch.randn(n, c, h, w, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    with on_threads(threads):
+        check_pool(eca_attention, x, params(dtype=torch.float64), backend="cpu")
+
+
+@pytest.mark.usefixtures("needs_cpu")
 @pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
 @pytest.mark.parametrize("images", (1, 2, 3))
 def test_threads_share_images_without_changing_the_result(images, memory_format):
@@ -68,6 +137,10 @@ def test_second_run_gives_the_same_bits():
     x = torch.randn(3, 24, 64, 64)
     first, second = (cpu(x, *params()) for _ in range(2))
     assert torch.equal(first, second)
+    leaf = x.clone().requires_grad_()
+    outs = [joined(eca_attention, 2, backend="cpu")(leaf, x.flip(2), *params()) for _ in range(2)]
+    first, second = ((o, *torch.autograd.grad(o.square().sum(), leaf)) for o in outs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.usefixtures("needs_cpu")
@@ -81,13 +154,98 @@ def test_special_values_spread_as_in_the_reference(value):
 
 
 @pytest.mark.usefixtures("needs_cpu")
-def test_almost_nothing_is_kept_for_backward():
-    x = torch.randn(2, 32, 64, 64, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        out = cpu(x, *params())
-    foreign = [t for t in kept if t.data_ptr() not in (x.data_ptr(), out.data_ptr())]
-    assert sum(t.nbytes for t in foreign) < 0.001 * x.nbytes * 4
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf"), 1e30))
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_special_values_pass_the_pool_as_in_torch(value, layout):
+    """Two in one window: of NaNs the last is taken; infinity times a gate of 0 is a NaN too.
+
+    PyTorch multiplies the zero gradient of what was not picked by it, and so finds more NaN where
+    that is infinite; nothing else may differ.
+    """
+    x = torch.randn(2, 6, 9, 40).contiguous(memory_format=layout)
+    x[1, 2, 3, 4] = x[1, 2, 2, 5] = x[0, 4, 0, 34] = x[0, 1, 8, 39] = value
+    found = []
+    for op in (eca_attention, eca_reference):
+        leaf = x.clone().requires_grad_()
+        out = op(leaf, torch.ones(3), pool=2)
+        found.append((out, *torch.autograd.grad(out, leaf, torch.ones_like(out))))
+    (got, got_grad), (want, want_grad) = found
+    torch.testing.assert_close(got, want, equal_nan=True)
+    if torch.tensor(value).isinf():
+        got_grad[want_grad.isnan()] = torch.nan
+    torch.testing.assert_close(got_grad, want_grad, equal_nan=True)
+
+
+def first_of_equals(op, x):
+    """Gradients where equal values meet, the gate being exactly 1/2 and its own gradient 0."""
+    out, summed = op(x, x.new_zeros(3), residual=torch.ones_like(x), pool=2)
+    grad = torch.arange(1.0, 1 + out.numel()).view(out.shape).to(out)
+    return torch.autograd.grad((out, summed), x, (grad, torch.ones_like(summed)))[0]
+
+
+@pytest.mark.usefixtures("every_isa")
+@pytest.mark.parametrize("dtype", (torch.float64, *DTYPES), ids=str)
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_first_of_equal_maxima_gets_the_gradient(layout, dtype):
+    x = torch.randint(-1, 2, (1, 5, 7, 40)).to(dtype).contiguous(memory_format=layout)
+    x.requires_grad_()
+    assert torch.equal(first_of_equals(eca_attention, x), first_of_equals(eca_reference, x))
+
+
+def gradients_of_sum(op, x, residual, learned, grads):
+    """Gradients where only the given ones of the two outputs are used."""
+    outputs = op(x, *learned, residual=residual, pool=2)
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    outputs, grads = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, (x, residual, *learned), grads, allow_unused=True)
+
+
+@pytest.mark.usefixtures("needs_cpu")
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_gradients_of_the_sum_come_as_slices_or_not_at_all(layout):
+    x, residual = torch.randn(2, 2, 6, 9, 14, dtype=torch.float64)
+    learned = [t.requires_grad_() for t in params(dtype=torch.float64)]
+    x, residual = (t.contiguous(memory_format=layout).requires_grad_() for t in (x, residual))
+    small = torch.randn(2, 6, 4, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    wide = torch.randn(2, 13, 9, 14, dtype=torch.float64).contiguous(memory_format=layout)
+    turned = wide[:, 2:8].transpose(2, 3).contiguous().transpose(2, 3)
+    for grads in (
+        (small, wide[:, 7:]),
+        (small, turned),
+        (small, wide[:1, :1].expand(2, 6, 9, 14)),
+        (small, None),
+        (None, wide[:, :6]),
+    ):
+        got = gradients_of_sum(eca_attention, x, residual, learned, grads)
+        want = gradients_of_sum(eca_reference, x, residual, learned, grads)
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("needs_cpu")
+@pytest.mark.parametrize("wanted", ("x", "residual", "weight"))
+def test_gradients_with_a_residual_only_where_they_are_asked(wanted):
+    tensors = {"x": torch.randn(1, 3, 4, 5), "residual": torch.randn(1, 3, 4, 5)}
+    tensors["weight"] = torch.randn(3)
+    leaf = tensors[wanted].requires_grad_()
+    found = []
+    for op in (eca_attention, eca_reference):
+        loss = sum(o.square().sum() for o in op(**tensors, pool=2))
+        slope = torch.autograd.grad(loss, leaf, create_graph=True)[0]
+        found.append((slope, *torch.autograd.grad(slope.square().sum(), leaf)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("needs_cpu")
+@pytest.mark.parametrize("pool", (1, 2))
+def test_almost_nothing_is_kept_for_backward(pool):
+    x, residual = torch.randn(2, 2, 32, 64, 64, requires_grad=True)
+    for other in (None, residual):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
+            found = eca_attention(x, *params(), residual=other, pool=pool, backend="cpu")
+        known = {t.data_ptr() for t in ([x, found] if other is None else found)}
+        foreign = [t for t in kept if t.data_ptr() not in known]
+        assert sum(t.nbytes for t in foreign) < 0.001 * x.nbytes * 4
 
 
 @pytest.mark.parametrize(
@@ -111,3 +269,21 @@ def test_almost_nothing_is_kept_for_backward():
 def test_refused(x, weight, bias, words):
     with pytest.raises(ValueError, match=words):
         eca_attention(x, weight, bias)
+
+
+ONES = torch.ones(1, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "words"),
+    [
+        (ONES, {"pool": 3}, "pool must be 1 or 2, got 3"),
+        (ONES[..., :1], {"pool": 2}, r"at least 2x2 to be pooled, got \(1, 2, 4, 1\)"),
+        (ONES, {"residual": ONES[:, :1]}, r"residual must have the shape of x, .* got .*\[1, 1, "),
+        (ONES, {"residual": ONES.half()}, "residual must have the dtype of x, torch.float32, got"),
+        (ONES, {"residual": ONES.to("meta")}, "residual must have the device of x, cpu, got meta"),
+    ],
+)
+def test_refused_options(x, options, words):
+    with pytest.raises(ValueError, match=words):
+        eca_attention(x, torch.ones(3), **options)

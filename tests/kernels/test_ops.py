@@ -24,6 +24,11 @@ def eca(x, *learned):
     return eca_attention(x, *learned)
 
 
+def eca_pooled(x, *learned):
+    out, summed = eca_attention(x, *learned, residual=x.flip(1), pool=2)
+    return out + torch.nn.functional.avg_pool2d(summed, 2)
+
+
 def triplet(x, conv, weight, bias, training=False):
     zeros, ones = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
     return triplet_attention(x, conv, weight, bias, zeros, ones, training=training)
@@ -33,7 +38,11 @@ def triplet_train(x, *learned):
     return triplet(x, *learned, training=True)
 
 
-OPS = {"eca": (eca, eca_args), "triplet": (triplet, triplet_args)}
+OPS = {
+    "eca": (eca, eca_args),
+    "eca_pooled": (eca_pooled, eca_args),
+    "triplet": (triplet, triplet_args),
+}
 OPS["triplet_train"] = (triplet_train, triplet_args)
 
 
@@ -55,7 +64,9 @@ def raw_calls():
         for layout in (torch.contiguous_format, torch.channels_last):
             y = (x if cut else x.contiguous(memory_format=layout)).detach().requires_grad_()
             weight, bias = (t.requires_grad_() for t in eca_args())
-            yield torch.ops.medseg.eca.default, (y, weight, bias, "cpu")
+            yield torch.ops.medseg.eca.default, (y, None, weight, bias, 1, "cpu")
+            residual = torch.randn_like(y).requires_grad_()
+            yield torch.ops.medseg.eca.default, (y, residual, weight, bias, 2, "cpu")
             learned = [t.requires_grad_() for t in triplet_args()]
             running = (torch.zeros(3), torch.ones(3))
             for training in (True, False):
@@ -63,7 +74,7 @@ def raw_calls():
                 yield torch.ops.medseg.triplet.default, arguments
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(16))
 def test_opcheck(number):
     operator, arguments = list(raw_calls())[number]
     torch.library.opcheck(operator, arguments)
@@ -164,9 +175,10 @@ def test_gradients_only_where_they_are_asked(op):
 def test_gradients_that_come_expanded_or_in_another_layout(op):
     fn, make = op
     tensors = leaves(make, shape=(2, 4, 6, 8))
-    want = torch.autograd.grad(fn(*tensors), tensors, torch.ones(2, 4, 6, 8))
+    ones = torch.ones_like(fn(*tensors))
+    want = torch.autograd.grad(fn(*tensors), tensors, ones)
     expanded = torch.autograd.grad(fn(*tensors).sum(), tensors)
-    turned = torch.ones(2, 4, 6, 8).contiguous(memory_format=torch.channels_last)
+    turned = ones.contiguous(memory_format=torch.channels_last)
     other = torch.autograd.grad(fn(*tensors), tensors, turned)
     torch.testing.assert_close(expanded, want)
     torch.testing.assert_close(other, want)
@@ -182,7 +194,7 @@ def test_forward_mode_takes_the_reference(op):
     torch.testing.assert_close(moved, slope, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ("eca", "triplet"))
+@pytest.mark.parametrize("name", ("eca", "eca_pooled", "triplet"))
 def test_vmap(name):
     """In training the running statistics, shared by all, forbid it, as in ``nn.BatchNorm2d``."""
     fn, make = OPS[name]

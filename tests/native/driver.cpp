@@ -116,27 +116,38 @@ int acc_of(int dtype) { return dtype == medseg::kFloat64 ? medseg::kFloat64 : me
 // How x lies: gaps between planes and images, or one image for the whole batch (stride 0).
 enum Layout { kDense, kGaps, kExpanded };
 
-vector<double> run_eca(int dtype, Sizes z, bool last, Layout layout, int taps, int threads) {
+// taps 1: no bias, 3: a residual, 5: no grad_x; pool 2: with and without a gradient of the sum.
+vector<double> run_eca(int dtype, Sizes z, bool last, Layout layout, int taps, int pool,
+                       int threads) {
   const int64_t hw = z.h * z.w, plane = last ? 1 : hw + (layout == kGaps ? 3 : 0);
   const int64_t image = last ? z.c * hw : (z.c - 1) * plane + hw;
   const int64_t stride = layout == kExpanded ? 0 : image + (layout == kGaps ? 5 : 0);
-  const medseg::EcaShape shape{z.n, z.c, hw, stride, plane, last, taps, threads};
+  const medseg::EcaShape shape{z.n, z.c, hw, z.w, stride, plane, last, taps, threads, pool};
+  const bool adds = taps == 3, sums = pool == 2 && taps != 1;
+  medseg::EcaShape gated = shape;  // the sum, which is dense, or x
+  if (adds) gated.stride_n = z.c * hw, gated.stride_c = last ? 1 : hw;
+  const int64_t pitch = last ? z.c + 2 : hw + 2, step = (last ? hw : z.c) * pitch;
   const size_t acc = acc_size(dtype), volume = z.n * z.c * hw * size_of(dtype);
-  Buffer x(((z.n - 1) * stride + image) * size_of(dtype)), grad_out(volume), weight(taps * acc);
-  Buffer bias(acc), out(volume), pooled(z.n * z.c * acc), gate(z.n * z.c * acc), grad_x(volume);
+  const size_t pooled_volume = z.n * z.c * (z.h / pool) * (z.w / pool) * size_of(dtype);
+  Buffer x(((z.n - 1) * stride + image) * size_of(dtype)), grad_out(pooled_volume);
+  Buffer weight(taps * acc), bias(acc), out(pooled_volume), pooled(z.n * z.c * acc);
+  Buffer gate(z.n * z.c * acc), grad_x(volume), residual(volume), summed(volume);
+  Buffer grad_summed(sums ? (z.n * step - 2) * size_of(dtype) : 0);
   Buffer grad_weight(taps * acc), grad_bias(acc), scratch(kernels.eca_scratch(dtype, shape));
-  fill(x, dtype, 1);
-  fill(grad_out, dtype, 2);
-  fill(weight, acc_of(dtype), 3);
-  fill(bias, acc_of(dtype), 4);
-  kernels.eca_forward(dtype, {shape, x.data, weight.data, taps == 1 ? nullptr : bias.data, out.data,
-                              pooled.data, gate.data, scratch.data});
+  uint32_t seed = 1;
+  for (Buffer* b : {&x, &grad_out, &residual, &grad_summed}) fill(*b, dtype, seed++);
+  for (Buffer* b : {&weight, &bias}) fill(*b, acc_of(dtype), seed++);
+  kernels.eca_forward(dtype, {shape, x.data, adds ? residual.data : nullptr, weight.data,
+                              taps == 1 ? nullptr : bias.data, out.data,
+                              adds ? summed.data : nullptr, pooled.data, gate.data, scratch.data});
   std::memset(scratch.data, 0xff, scratch.bytes);
   kernels.eca_backward(
-      dtype, {shape, x.data, grad_out.data, weight.data, pooled.data, gate.data,
-              taps == 5 ? nullptr : grad_x.data, grad_weight.data, grad_bias.data, scratch.data});
+      dtype, {gated, adds ? summed.data : x.data, grad_out.data, sums ? grad_summed.data : nullptr,
+              step, pitch, weight.data, pooled.data, gate.data, taps == 5 ? nullptr : grad_x.data,
+              grad_weight.data, grad_bias.data, scratch.data});
   vector<double> found;
   append(found, out, dtype);
+  if (adds) append(found, summed, dtype);
   if (taps != 5) append(found, grad_x, dtype);
   for (const Buffer* b : {&pooled, &gate, &grad_weight, &grad_bias})
     append(found, *b, acc_of(dtype));
@@ -199,10 +210,14 @@ void sweep(int dtype, const Sizes& z, bool last, Layout layout) {
                   int(z.n), int(z.c), int(z.h), int(z.w), last, layout, k, threads);
     return what;
   };
-  for (int taps : {1, 3, 5, 21}) {
-    const int threads = counts[cases % 5];
-    const auto one = run_eca(dtype, z, last, layout, taps, 1);
-    compare(name("eca", taps, threads), run_eca(dtype, z, last, layout, taps, threads), one, dtype);
+  for (int pool : {1, 2}) {
+    if (pool == 2 && (z.h == 1 || z.w == 1)) continue;
+    for (int taps : {1, 3, 5, 21}) {
+      const int threads = counts[cases % 5];
+      const auto one = run_eca(dtype, z, last, layout, taps, pool, 1);
+      compare(name(pool == 2 ? "pooled eca" : "eca", taps, threads),
+              run_eca(dtype, z, last, layout, taps, pool, threads), one, dtype);
+    }
   }
   for (int k : {1, 3, 5, 7, 41}) {
     if (k == 41 && (dtype != medseg::kFloat32 || layout != kDense || z.n > 1)) continue;
@@ -219,8 +234,8 @@ void sweep(int dtype, const Sizes& z, bool last, Layout layout) {
 }  // namespace
 
 int main() {
-  const Sizes sizes[] = {{1, 1, 1, 2}, {1, 1, 9, 1},  {2, 7, 5, 19}, {1, 3, 1, 37},
-                         {3, 2, 4, 1}, {5, 17, 2, 3}, {1, 33, 9, 5}, {2, 1, 13, 8}};
+  const Sizes sizes[] = {{1, 1, 1, 2},  {1, 1, 9, 1},  {2, 7, 5, 19}, {1, 3, 1, 37}, {3, 2, 4, 1},
+                         {5, 17, 2, 3}, {1, 33, 9, 5}, {2, 1, 13, 8}, {1, 2, 5, 70}};
   for (int dtype = 0; dtype < 4; ++dtype)
     for (const Sizes& z : sizes)
       for (bool last : {false, true}) {
