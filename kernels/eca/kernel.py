@@ -7,101 +7,41 @@ consumer, so that they come out the same on every run.
 
 Passes over x (floor of the op in brackets): forward 2R 1W (2R 1W; 1R 1W when x stays in L2: the
 scale walks backwards through what the pool has just left there), backward 3R 1W (3R 1W; 2R 1W).
+A residual is added in the first pass, which then writes the sum: 1R 1W more. With the max-pool
+behind the gate (kernel_windows.py) what is written forward and read backward is a quarter map.
 """
 
 # Triton declares what a kernel is given as constexpr, and so what its helpers return.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportReturnType=false, reportCallIssue=false
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from .._backend import like_input, like_layout
 from .kernel_jit import grad_taps_kernel, pool_kernel, scale_kernel
-
-PROGRAMS = 1024  # enough to fill a large GPU several times over
-MAX_SPLITS = 32  # partial sums the second stage adds up per channel
-TILE_BYTES = 8192  # four 16-byte loads in flight for each of 128 threads
-ROW_BYTES = 256  # of a channels_last tile
+from .kernel_plan import TILE_BYTES, Plan, beside, even, plan_of, strides
+from .kernel_windows import pool_windows_kernel, scale_windows_kernel, spread_windows_kernel
+from .maps import pooled_like
 
 
-class _Plan(NamedTuple):
-    """How a map is cut: tile, pixels per program of the pool and of the scale, split of the sum."""
-
-    block_c: int
-    block_p: int
-    splits: int
-    pool_chunk: int
-    scale_chunk: int
-    pool_grid: tuple[int]
-    scale_grid: tuple[int]
-
-
-def _plan(x: Tensor) -> _Plan:
-    """Tiles long where memory is, and programs enough to fill the machine."""
-    batch, channels, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    tile = TILE_BYTES // x.element_size()
-    wide_c, wide_p = triton.next_power_of_2(channels), triton.next_power_of_2(hw)
-    if x.stride(1) == 1 and channels > 1:
-        block_p = min(wide_p, tile // min(wide_c, ROW_BYTES // x.element_size()))
-    else:
-        block_p = min(wide_p, tile)
-    block_c = min(wide_c, tile // block_p)
-    rows, tiles = batch * triton.cdiv(channels, block_c), triton.cdiv(hw, block_p)
-    splits = 1
-    while splits < MAX_SPLITS and rows * splits < PROGRAMS and 2 * splits <= tiles:
-        splits *= 2
-    per_scale = max(1, min(8, rows * tiles // PROGRAMS))
-    return _Plan(
-        block_c,
-        block_p,
-        splits,
-        triton.cdiv(tiles, splits) * block_p,
-        per_scale * block_p,
-        (rows * splits,),
-        (rows * triton.cdiv(tiles, per_scale),),
-    )
-
-
-def _pixel_strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of (image, channel, pixel), or None when the pixels do not lie evenly."""
-    height, width = x.shape[2:]
-    if width == 1:
-        return x.stride(0), x.stride(1), x.stride(2) if height > 1 else 1
-    if height > 1 and x.stride(2) != width * x.stride(3):
-        return None
-    return x.stride(0), x.stride(1), x.stride(3)
-
-
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    strides = _pixel_strides(x)
-    assert strides is not None
-    return strides
-
-
-def _even(x: Tensor) -> Tensor:
-    """``x``, or a contiguous copy when its pixels do not lie evenly."""
-    return x if _pixel_strides(x) else x.contiguous()
-
-
-def _pool(x: Tensor, grad: Tensor | None, plan: _Plan) -> Tensor:
-    """Partial sums (splits, N, C) of x, or of x * grad."""
+def _pool(x: Tensor, term: str, other: Tensor, summed: Tensor, plan: Plan) -> Tensor:
+    """Partial sums (splits, N, C) of ``term``; ``other`` and ``summed`` may be x itself."""
     batch, channels, height, width = x.shape
     part = x.new_empty((plan.splits, batch, channels), dtype=torch.float32)
     pool_kernel[plan.pool_grid](
         x,
-        x if grad is None else grad,
+        other,
+        summed,
         part,
         batch,
         channels,
         height * width,
         plan.pool_chunk,
-        *_strides(x),
-        *_strides(x if grad is None else grad),
-        HAS_GRAD=grad is not None,
+        *strides(x),
+        *strides(other),
+        *strides(summed),
+        TERM=term,
         SPLITS=plan.splits,
         BLOCK_C=plan.block_c,
         BLOCK_P=plan.block_p,
@@ -115,7 +55,7 @@ def _scale(
     weight: Tensor,
     bias: Tensor | None,
     saved: Tensor,
-    plan: _Plan,
+    plan: Plan,
     out: Tensor,
     backward: bool,
 ) -> None:
@@ -133,8 +73,8 @@ def _scale(
         height * width,
         plan.scale_chunk,
         1.0 / (height * width),
-        *_strides(x),
-        *_strides(out),
+        *strides(x),
+        *strides(out),
         BACKWARD=backward,
         HAS_BIAS=bias is not None,
         TAPS=weight.numel(),
@@ -144,21 +84,118 @@ def _scale(
     )
 
 
+def _scale_windows(
+    x: Tensor, part: Tensor, weight: Tensor, bias: Tensor | None, saved: Tensor, out: Tensor
+) -> None:
+    """Fills ``saved`` and the pooled ``out`` from x."""
+    batch, channels, height, width = x.shape
+    plan = plan_of(x, 2)
+    scale_windows_kernel[plan.scale_grid](
+        x,
+        out,
+        part,
+        weight,
+        weight if bias is None else bias,
+        saved,
+        batch,
+        channels,
+        height,
+        width,
+        plan.scale_chunk,
+        1.0 / (height * width),
+        *strides(x),
+        *strides(out),
+        HAS_BIAS=bias is not None,
+        TAPS=weight.numel(),
+        SPLITS=part.shape[0],
+        BLOCK_C=plan.block_c,
+        BLOCK_Q=plan.block_p,
+    )
+
+
+def _pool_windows(x: Tensor, grad: Tensor, saved: Tensor, plan: Plan) -> Tensor:
+    """Partial sums (splits, N, C) of grad * (what was pooled of x)."""
+    batch, channels, height, width = x.shape
+    part = x.new_empty((plan.splits, batch, channels), dtype=torch.float32)
+    pool_windows_kernel[plan.pool_grid](
+        x,
+        grad,
+        part,
+        saved,
+        batch,
+        channels,
+        height,
+        width,
+        plan.pool_chunk,
+        *strides(x),
+        *strides(grad),
+        SPLITS=plan.splits,
+        BLOCK_C=plan.block_c,
+        BLOCK_Q=plan.block_p,
+    )
+    return part
+
+
+def _spread_windows(
+    x: Tensor,
+    grad: Tensor,
+    grad_summed: Tensor | None,
+    part: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    plan: Plan,
+    out: Tensor,
+) -> None:
+    """Fills ``out``, the gradient of x."""
+    batch, channels, height, width = x.shape
+    other = grad if grad_summed is None else grad_summed
+    spread_windows_kernel[plan.scale_grid](
+        x,
+        grad,
+        other,
+        out,
+        part,
+        weight,
+        saved,
+        batch,
+        channels,
+        height,
+        width,
+        plan.scale_chunk,
+        1.0 / (height * width),
+        *strides(x),
+        *strides(grad),
+        *strides(other),
+        *strides(out),
+        HAS_OTHER=grad_summed is not None,
+        TAPS=weight.numel(),
+        SPLITS=plan.splits,
+        BLOCK_C=plan.block_c,
+        BLOCK_Q=plan.block_p,
+    )
+
+
 def forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, pool: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, saved): saved float32 (2, N, C) holds the pooled means and the gates."""
-    summed = x.new_empty(0) if residual is None else x + residual
-    x = x if residual is None else summed
-    out = like_input(x)
+    """(out, summed or an empty tensor, saved); saved float32 (2, N, C): pooled means, gates."""
+    out = pooled_like(x, pool)
+    summed = x.new_empty(0) if residual is None else like_input(x)
     saved = x.new_empty((2, x.shape[0], x.shape[1]), dtype=torch.float32)
     if x.numel() == 0:
-        return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved.zero_()
-    x = _even(x)
-    plan = _plan(x)
-    part = _pool(x, None, plan)
-    _scale(x, part, weight.contiguous(), bias, saved, plan, out, backward=False)
-    return F.max_pool2d(out, 2) if pool == 2 else out, summed, saved
+        return out, summed, saved.zero_()
+    x, weight = even(x), weight.contiguous()
+    plan = plan_of(x)
+    if residual is None:
+        part = _pool(x, "x", x, x, plan)
+    else:
+        part = _pool(x, "x + other", like_layout(x, residual), summed, plan)
+        x = summed
+    if pool == 2:
+        _scale_windows(x, part, weight, bias, saved, out)
+    else:
+        _scale(x, part, weight, bias, saved, plan, out, backward=False)
+    return out, summed, saved
 
 
 def backward(
@@ -170,26 +207,31 @@ def backward(
     pool: int,
     need_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(grad_x or None, grad_weight (K,), grad_bias (1,)), the last two in float32."""
-    if pool == 2:
-        at = F.max_pool2d(x, 2, return_indices=True)[1]
-        grad_out = F.max_unpool2d(grad_out, at, 2, output_size=list(x.shape))
-        grads = backward(grad_out, None, x, weight, saved, 1, need_input)
-        if grads[0] is not None and grad_summed is not None:
-            grads[0].add_(grad_summed)
-        return grads
+    """(grad_x or None, grad_weight (K,), grad_bias (1,)), the last two in float32.
+
+    x is the sum where there was a residual; grad_summed is None unless ``pool`` is 2.
+    """
     grad_x = like_input(x) if need_input else None
-    taps, vectors = weight.numel(), x.shape[0] * x.shape[1]
     if x.numel() == 0:
-        return grad_x, saved.new_zeros(taps), saved.new_zeros(1)
-    x, weight, saved = _even(x), weight.contiguous(), saved.contiguous()
-    grad = grad_out
-    if not _pixel_strides(grad) or (grad.stride(1) == 1) != (x.stride(1) == 1):
-        grad = like_layout(x, grad)  # one copy costs less than reading across the lines
-    plan = _plan(x)
-    part = _pool(x, grad, plan)
-    if grad_x is not None:
-        _scale(grad, part, weight, None, saved, plan, grad_x, backward=True)
+        return grad_x, saved.new_zeros(weight.numel()), saved.new_zeros(1)
+    x, weight, saved = even(x), weight.contiguous(), saved.contiguous()
+    grad, plan = beside(x, grad_out), plan_of(x, pool)
+    if pool == 2:
+        part = _pool_windows(x, grad, saved, plan)
+        if grad_x is not None:
+            other = None if grad_summed is None else beside(x, grad_summed)
+            _spread_windows(x, grad, other, part, weight, saved, plan, grad_x)
+    else:
+        part = _pool(x, "x * other", grad, x, plan)
+        if grad_x is not None:
+            _scale(grad, part, weight, None, saved, plan, grad_x, backward=True)
+    return grad_x, *_grad_taps(part, saved, weight.numel(), plan)
+
+
+def _grad_taps(part: Tensor, saved: Tensor, taps: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """(grad_weight (K,), grad_bias (1,)) from the partial sums."""
+    channels = saved.shape[2]
+    vectors = saved.shape[1] * channels
     block = max(1, min(TILE_BYTES // 4 // plan.splits, triton.next_power_of_2(vectors)))
     span = 16 * block
     rows = triton.cdiv(vectors, span)
@@ -200,12 +242,12 @@ def backward(
         grad_weight,
         grad_bias,
         vectors,
-        x.shape[1],
+        channels,
         span,
         TAPS=taps,
         SPLITS=plan.splits,
         BLOCK=block,
     )
     if rows == 1:
-        return grad_x, grad_weight.view(taps), grad_bias.view(1)
-    return grad_x, grad_weight.sum(0), grad_bias.sum(0)
+        return grad_weight.view(taps), grad_bias.view(1)
+    return grad_weight.sum(0), grad_bias.sum(0)

@@ -22,7 +22,8 @@ def _load(ptr, offs_c, offs_p, stride_c, stride_p, channels, end):
 @triton.jit
 def pool_kernel(
     x_ptr,
-    grad_ptr,
+    other_ptr,
+    summed_ptr,
     part_ptr,
     batch,
     channels,
@@ -31,18 +32,22 @@ def pool_kernel(
     stride_xn,
     stride_xc,
     stride_xp,
-    stride_gn,
-    stride_gc,
-    stride_gp,
-    HAS_GRAD: tl.constexpr,
+    stride_tn,
+    stride_tc,
+    stride_tp,
+    stride_sn,
+    stride_sc,
+    stride_sp,
+    TERM: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """part[s, n, c] = sum over pixels p of split s of x[n, c, p] (times grad[n, c, p]).
+    """part[s, n, c] = sum over pixels p of split s of the TERM "x", "x * other" or "x + other".
 
-    One program owns BLOCK_C channels of one image over one split of ``chunk`` pixels. It reads x
-    (and grad) once and writes 4 bytes per channel.
+    The last is also stored in summed, and so rounded. One program owns BLOCK_C channels of one
+    image over one split of ``chunk`` pixels. It reads x (and other) once and writes 4 bytes per
+    channel (and summed).
     """
     pid = tl.program_id(0).to(tl.int64)
     split = pid % SPLITS
@@ -52,16 +57,25 @@ def pool_kernel(
     lo = split * chunk
     end = tl.minimum(lo + chunk, hw)
     x_ptr += n * stride_xn + lo * stride_xp
-    grad_ptr += n * stride_gn + lo * stride_gp
+    other_ptr += n * stride_tn + lo * stride_tp
+    summed_ptr += n * stride_sn + lo * stride_sp
     acc = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
     offs_p = tl.arange(0, BLOCK_P)
     for left in range(end - lo, 0, -BLOCK_P):
         tile = _load(x_ptr, offs_c, offs_p, stride_xc, stride_xp, channels, left)
-        if HAS_GRAD:
-            tile *= _load(grad_ptr, offs_c, offs_p, stride_gc, stride_gp, channels, left)
+        if TERM == "x * other":
+            tile *= _load(other_ptr, offs_c, offs_p, stride_tc, stride_tp, channels, left)
+        if TERM == "x + other":
+            tile += _load(other_ptr, offs_c, offs_p, stride_tc, stride_tp, channels, left)
+            rounded = tile.to(summed_ptr.dtype.element_ty)
+            mask = (offs_c[:, None] < channels) & (offs_p[None, :] < left)
+            offs = offs_c[:, None] * stride_sc + offs_p[None, :] * stride_sp
+            tl.store(summed_ptr + offs, rounded, mask=mask)
+            tile = rounded.to(tl.float32)
         acc += tile
         x_ptr += BLOCK_P * stride_xp
-        grad_ptr += BLOCK_P * stride_gp
+        other_ptr += BLOCK_P * stride_tp
+        summed_ptr += BLOCK_P * stride_sp
     offs = (split * batch + n) * channels + offs_c
     tl.store(part_ptr + offs, tl.sum(acc, axis=1), mask=offs_c < channels)
 

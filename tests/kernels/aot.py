@@ -55,8 +55,12 @@ def run_eca() -> None:
         x = feature_map(shape, dtype, last)
         weight = torch.empty(taps)
         bias = torch.empty(1) if taps == 3 else None
-        saved = kernel.forward(x, None, weight, bias, 1)[2]
-        kernel.backward(x, None, x, weight, saved, 1, True)
+        for residual, pool in ((None, 1), (x, 1), (x, 2)):
+            if pool == 2 and x.shape[2] < 2:
+                continue
+            out, _, saved = kernel.forward(x, residual, weight, bias, pool)
+            summed = x if pool == 2 and taps == 3 else None
+            kernel.backward(out, summed, x, weight, saved, pool, True)
 
 
 def run_triplet() -> None:

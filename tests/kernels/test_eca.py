@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg.kernels import eca_attention, eca_reference
-from tests.kernels.truth import DTYPES, SHAPES, check, coarse, layouts, on_threads
+from tests.kernels.eca_cases import POOLED, check_pool, first_of_equals, joined
+from tests.kernels.truth import DTYPES, SHAPES, check, layouts, on_threads
 
 
 def params(taps=3, bias=True, dtype=torch.float32):
@@ -18,48 +18,6 @@ def params(taps=3, bias=True, dtype=torch.float32):
 
 def cpu(x, weight, bias=None):
     return eca_attention(x, weight, bias, backend="cpu")
-
-
-def pooled_shape(x, pool):
-    n, c, h, w = x.shape
-    return (n, c, h // pool, w // pool)
-
-
-def joined(op, pool, **options):
-    """Both outputs of the op with a residual as one, of the pooled shape."""
-
-    def run(x, residual, weight, bias=None):
-        out, summed = op(x, weight, bias, residual=residual, pool=pool, **options)
-        return out + F.avg_pool2d(summed, pool)
-
-    return run
-
-
-def check_pool(op, x, learned, **options):
-    """The op with pool, with a residual and with both."""
-    learned = [t.to(x.device) for t in learned]
-    shape = pooled_shape(x, 2)
-    check(
-        lambda y, *p: op(y, *p, pool=2, **options),
-        lambda y, *p: eca_reference(y, *p, pool=2),
-        x,
-        learned,
-        shape=shape,
-    )
-    x, residual = coarse(x), coarse(x.flip(0).roll(1, 3) * 1.7)
-    for pool in (1, 2):
-        fused, reference = joined(op, pool, **options), joined(eca_reference, pool)
-        check(fused, reference, x, [residual, *learned], shape=pooled_shape(x, pool))
-
-
-POOLED = (
-    (4, 8, 16, 16),
-    (2, 7, 17, 19),
-    (1, 3, 2, 2),
-    (3, 16, 33, 2),
-    (1, 5, 3, 70),
-    (5, 64, 8, 8),
-)
 
 
 @pytest.mark.usefixtures("every_isa")
@@ -174,13 +132,6 @@ def test_special_values_pass_the_pool_as_in_torch(value, layout):
     if torch.tensor(value).isinf():
         got_grad[want_grad.isnan()] = torch.nan
     torch.testing.assert_close(got_grad, want_grad, equal_nan=True)
-
-
-def first_of_equals(op, x):
-    """Gradients where equal values meet, the gate being exactly 1/2 and its own gradient 0."""
-    out, summed = op(x, x.new_zeros(3), residual=torch.ones_like(x), pool=2)
-    grad = torch.arange(1.0, 1 + out.numel()).view(out.shape).to(out)
-    return torch.autograd.grad((out, summed), x, (grad, torch.ones_like(summed)))[0]
 
 
 @pytest.mark.usefixtures("every_isa")

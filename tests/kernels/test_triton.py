@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medseg.kernels import eca_attention, eca_reference, triplet_attention, triplet_reference
+from tests.kernels.eca_cases import POOLED, check_pool, first_of_equals
 from tests.kernels.truth import check, layouts
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
@@ -93,6 +94,30 @@ def test_eca_sums_the_taps_of_many_channels_in_two_stages(memory_format, device)
     check(eca, eca_reference, x, eca_params(3, device))
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    (*((shape, SINGLE) for shape in POOLED[1:5]), (POOLED[3], HALF), (POOLED[4], BRAIN)),
+    ids=str,
+)
+def test_eca_adds_and_pools(shape, dtype, device):
+    for x in layouts(shape, dtype, device):
+        check_pool(eca_attention, x, eca_params(3, device), backend="triton")
+
+
+@FORMATS
+def test_eca_adds_partial_sums_of_large_planes_of_windows(memory_format, device):
+    x = torch.randn(1, 3, 131, 70).to(device, memory_format=memory_format)
+    check_pool(eca_attention, x, eca_params(5, device, bias=False), backend="triton")
+
+
+@FORMATS
+def test_first_of_equal_maxima_behind_eca_gets_the_gradient(memory_format, device):
+    x = torch.randint(-1, 2, (1, 5, 7, 20), generator=torch.Generator().manual_seed(0))
+    x = x.float().to(device, memory_format=memory_format).requires_grad_()
+    got = first_of_equals(eca_attention, x, backend="triton")
+    assert torch.equal(got, first_of_equals(eca_reference, x))
+
+
 @pytest.mark.parametrize("dtype", (HALF, BRAIN), ids=str)
 def test_eca_takes_half_parameters(dtype, device):
     x = torch.randn(2, 6, 9, 11).to(device, dtype)
@@ -176,6 +201,9 @@ def test_special_values_spread_as_in_the_reference(value, memory_format, dtype, 
         want.sum().backward()
         assert torch.equal(leaf.grad.isnan(), twin.grad.isnan())
     assert want.isnan().any() and not want.isnan().all()
+    got = eca_attention(x, *ways[0][2], pool=2, backend="triton")
+    want = eca_reference(x, *ways[0][2], pool=2)
+    assert torch.equal(got.isnan(), want.isnan()) and torch.equal(got.isinf(), want.isinf())
 
 
 @pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
