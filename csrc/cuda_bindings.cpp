@@ -120,6 +120,37 @@ void triplet_backward(int device, uintptr_t stream, int dtype, const cuda::Tripl
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::triplet_backward(dtype, args, s); });
 }
 
+cuda::SplitShape split_shape(std::array<int64_t, 3> sizes, std::array<int64_t, 2> strides,
+                             bool channels_last, std::array<int, 3> numbers, bool training,
+                             float eps) {
+  return {sizes[0],   sizes[1],   sizes[2],   strides[0], strides[1], channels_last,
+          numbers[0], numbers[1], numbers[2], training,   eps};
+}
+
+void split_forward(int device, uintptr_t stream, int dtype, const cuda::SplitShape& shape,
+                   uintptr_t x, const std::array<Parameter, 10>& params, uintptr_t out,
+                   uintptr_t stats, uintptr_t saved, uintptr_t scratch) {
+  const auto p = [&](int i) { return param(params[i]); };
+  const cuda::SplitForward args{
+      shape, address(x), p(0), p(1), p(2),         p(3),          p(4),          p(5),
+      p(6),  p(7),       p(8), p(9), address(out), floats(stats), floats(saved), address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::split_forward(dtype, args, s); });
+}
+
+// grads: addresses of the gradients of fc1's weight and bias, the norm's, fc2's.
+void split_backward(int device, uintptr_t stream, int dtype, const cuda::SplitShape& shape,
+                    uintptr_t x, uintptr_t grad_out, const std::array<Parameter, 5>& params,
+                    uintptr_t stats, uintptr_t saved, uintptr_t grad_x,
+                    const std::array<uintptr_t, 6>& grads, uintptr_t scratch) {
+  const auto p = [&](int i) { return param(params[i]); };
+  const auto g = [&](int i) { return floats(grads[i]); };
+  const cuda::SplitBackward args{
+      shape,         address(x),      address(grad_out), p(0), p(1), p(2), p(3), p(4),
+      floats(stats), floats(saved),   address(grad_x),   g(0), g(1), g(2), g(3), g(4),
+      g(5),          address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::split_backward(dtype, args, s); });
+}
+
 py::dict build_info() {
   py::dict info;
   info["cuda"] =
@@ -137,10 +168,14 @@ PYBIND11_MODULE(_cuda, m) {
 
   py::class_<cuda::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
   py::class_<cuda::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
+  py::class_<cuda::SplitShape>(m, "SplitShape").def(py::init(&split_shape));
   m.def("eca_scratch", cuda::eca_scratch, "Bytes of scratch for either direction.");
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
   m.def("triplet_scratch", cuda::triplet_scratch, "Bytes of scratch for one direction.");
   m.def("triplet_forward", triplet_forward);
   m.def("triplet_backward", triplet_backward);
+  m.def("split_scratch", cuda::split_scratch, "Bytes of scratch for one direction.");
+  m.def("split_forward", split_forward);
+  m.def("split_backward", split_backward);
 }

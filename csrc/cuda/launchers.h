@@ -103,4 +103,46 @@ size_t triplet_scratch(int dtype, const TripletShape& shape, bool backward);
 cudaError_t triplet_forward(int dtype, const TripletForward& args, cudaStream_t stream);
 cudaError_t triplet_backward(int dtype, const TripletBackward& args, cudaStream_t stream);
 
+// x is (n, radix * c, hw): splits of c channels each, one after the other; see EcaShape for the
+// rest.
+struct SplitShape {
+  int64_t n, c, hw;
+  int64_t stride_n, pitch;
+  bool channels_last;
+  int radix, cardinality, inner;
+  bool training;
+  float eps;
+};
+
+// out (n, c, hw), grad_out and grad_x are dense in the memory order of x. fc1 is (inner, c /
+// cardinality), fc2 (radix * c, inner / cardinality), its rows in the order (group, split,
+// channel).
+struct SplitForward {
+  SplitShape shape;
+  const void* x;
+  Param scale, shift;  // (radix * c) or absent: relu(x * scale + shift) stands for x
+  Param fc1_weight, fc1_bias, bn_weight, bn_bias, running_mean, running_var, fc2_weight, fc2_bias;
+  void* out;
+  float* stats;  // (3, inner): mean, unbiased variance, 1 / sqrt(variance + eps)
+  float* saved;  // (n, (1 + radix) * c): pooled means, then the attention in the order of x
+  void* scratch;
+};
+
+struct SplitBackward {
+  SplitShape shape;
+  const void* x;
+  const void* grad_out;
+  Param fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight;
+  const float* stats;
+  const float* saved;
+  void* grad_x;  // null: not wanted
+  float *grad_fc1_weight, *grad_fc1_bias, *grad_bn_weight, *grad_bn_bias;
+  float *grad_fc2_weight, *grad_fc2_bias;
+  void* scratch;
+};
+
+size_t split_scratch(int dtype, const SplitShape& shape, bool backward);
+cudaError_t split_forward(int dtype, const SplitForward& args, cudaStream_t stream);
+cudaError_t split_backward(int dtype, const SplitBackward& args, cudaStream_t stream);
+
 }  // namespace medseg::cuda

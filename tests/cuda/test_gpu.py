@@ -18,7 +18,10 @@ from tests.cuda.test_emulated import (
     fused_triplet,
     triplet,
     triplet_params,
+    with_gradients,
 )
+from tests.cuda.test_emulated_split import CASES
+from tests.kernels.split_cases import split_pair, split_params
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 
 REASON = why_not("cuda", "eca", "cuda")
@@ -63,12 +66,34 @@ def test_triplet_kernel_sizes(k, gates):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "case",
+    (*CASES, ((4, 64, 256, 256), 2, 1, 32, True), ((8, 512, 16, 17), 4, 2, 256, True)),
+    ids=lambda case: str(case[:2]),
+)
+def test_split(case, dtype):
+    shape, radix, cardinality, inner, bias = case
+    n, c, h, w = shape
+    params = on_gpu([p.to(dtype) for p in split_params(c, inner, radix, cardinality, bias)])
+    for training in (False, True) if n > 2 else (False,):
+        for backend in ("cuda", "triton"):
+            fused, reference = split_pair(radix, cardinality, training, backend)
+            for x in layouts((n, radix * c, h, w), dtype, "cuda"):
+                check(fused, reference, x, params, shape=shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_again(dtype):
+    params = on_gpu(split_params(32, 32, 2))
     for x in layouts((4, 64, 65, 64), dtype, "cuda"):
-        first = everything(x)
+
+        def run(x=x):
+            pairs = (split_pair(2, 1, True, backend)[0] for backend in ("cuda", "triton"))
+            return [*everything(x), *(t for fn in pairs for t in with_gradients(fn, x, params))]
+
+        first = run()
         for _ in range(5):
-            again = everything(x)
-            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
 def steps(x):
@@ -78,11 +103,16 @@ def steps(x):
     yield "eca", 2, 2, functools.partial(fused_eca, x, *eca)
     yield "triplet inference", 3, 4, functools.partial(fused_triplet(False, 3), x, *tri)
     yield "triplet training", 4, 4, functools.partial(fused_triplet(True, 3), x, *tri)
+    split = on_gpu(split_params(x.shape[1] // 2, 32, 2))
+    yield "split", 4, 5, functools.partial(split_pair(2, 1, True, "cuda")[0], x, *split)
 
 
 def test_graph_capture():
     for x in layouts((2, 16, 40, 48), torch.float32, "cuda"):
-        for name, _, _, step in steps(x.clone(memory_format=torch.preserve_format)):
+        x = x.clone(memory_format=torch.preserve_format)
+        split = on_gpu(split_params(8, 32, 2))
+        by_triton = functools.partial(split_pair(2, 1, True, "triton")[0], x, *split)
+        for name, _, _, step in (*steps(x), ("split by triton", 4, 5, by_triton)):
             want = step()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -140,6 +170,8 @@ def test_more_than_two_to_the_31_elements():
     params = on_gpu(eca_params(3, x.dtype))
     got = fused_eca(x, *params)[-1:]
     assert torch.allclose(got, fused_eca(tail, *params), rtol=1e-2)
+    params, split = on_gpu(split_params(32, 32, 2)), split_pair(2, 1, False, "cuda")[0]
+    assert torch.allclose(split(x, *params)[-1:], split(tail, *params), rtol=1e-2)
     params = on_gpu(triplet_params(3, 3, x.dtype))
     got = fused_triplet(False, 3)(x, *params)[-1:]
     assert torch.allclose(got, fused_triplet(False, 3)(tail, *params), rtol=1e-2)

@@ -106,6 +106,52 @@ void run_triplet(int dtype, int64_t n, int64_t a0, int64_t a1, int64_t a2, int g
   expect(triplet_backward(dtype, args, {}), "triplet_backward");
 }
 
+void run_split(int dtype, int64_t n, int64_t c, int64_t hw, bool channels_last, int radix,
+               int cardinality, int inner, bool training) {
+  const int64_t width = radix * c, pitch = channels_last ? width : hw;
+  const SplitShape shape{n,     c,           hw,    width * hw, pitch, channels_last,
+                         radix, cardinality, inner, training,   kEps};
+  const size_t bytes = static_cast<size_t>(n * c * hw) * ::width(dtype);
+  const size_t rows = static_cast<size_t>(inner) * 4, wide = static_cast<size_t>(width) * 4;
+  const size_t fc1 = rows * static_cast<size_t>(c / cardinality);
+  const size_t fc2 = wide * static_cast<size_t>(inner / cardinality);
+  const Buffer x(bytes * radix), out(bytes), grad(bytes * radix), w1(fc1), w2(fc2), v(rows),
+      z(wide);
+  const Buffer stats(3 * rows), saved(static_cast<size_t>(n * (c + width)) * 4);
+  const Param p1{w1.get(), kFloat32}, p2{w2.get(), kFloat32}, p{v.get(), kFloat32};
+  const Param pz{z.get(), kFloat32}, none{nullptr, kFloat32};
+  for (const Param& scale : {none, pz}) {
+    const Buffer scratch(split_scratch(dtype, shape, false), 0xff);
+    const SplitForward args{
+        shape, x.get(),   scale,          scale,          p1,           p, p, p, p, p, p2,
+        pz,    out.get(), stats.floats(), saved.floats(), scratch.get()};
+    expect(split_forward(dtype, args, {}), "split_forward");
+  }
+  const Buffer g1(fc1), g2(fc2), gb(rows), gamma(rows), beta(rows), gz(wide);
+  for (void* const wanted : {grad.get(), static_cast<void*>(nullptr)}) {
+    const Buffer scratch(split_scratch(dtype, shape, true), 0xff);
+    const SplitBackward args{shape,
+                             x.get(),
+                             out.get(),
+                             p1,
+                             none,
+                             p,
+                             p,
+                             p2,
+                             stats.floats(),
+                             saved.floats(),
+                             wanted,
+                             g1.floats(),
+                             gb.floats(),
+                             gamma.floats(),
+                             beta.floats(),
+                             g2.floats(),
+                             gz.floats(),
+                             scratch.get()};
+    expect(split_backward(dtype, args, {}), "split_backward");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -114,6 +160,9 @@ int main() {
       run_eca(dtype, 2, 7, 17 * 19, channels_last, 3);
       run_eca(dtype, 1, 72, 300, channels_last, 5);
       run_eca(dtype, 2, 1, 1, channels_last, 9);
+      run_split(dtype, 2, 7, 17 * 19, channels_last, 2, 1, 5, true);
+      run_split(dtype, 1, 72, 130, channels_last, 4, 2, 6, false);
+      run_split(dtype, 9, 3, 1, channels_last, 3, 3, 36, true);
     }
     run_triplet(dtype, 2, 7, 17, 19, 3, 7, true);
     run_triplet(dtype, 1, 9, 65, 72, 3, 7, false);
@@ -122,6 +171,7 @@ int main() {
   }
   run_eca(kFloat32, 1, 3, 9001, false, 3);
   run_eca(kFloat32, 2, 5000, 3, true, 3);
+  run_split(kFloat32, 1, 1, 5001, false, 1, 1, 2, false);
   run_triplet(kFloat32, 1, 3, 40, 5, 3, 25, true);
   std::puts("done");
 }

@@ -1,0 +1,110 @@
+"""Launchers of the compiled CUDA kernels of split attention."""
+
+import torch
+from torch import Tensor
+
+from .._backend import is_channels_last, like_input, like_layout, native
+from .._cuda_launch import DTYPES, on_device, parameter, scratch
+
+
+def forward(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    radix: int,
+    cardinality: int,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (out, stats, saved); see ``op.py``."""
+    cuda = native("_cuda")
+    n, width, h, w = x.shape
+    out = like_input(x, (n, width // radix, h, w))
+    stats = x.new_empty((3, fc1_weight.shape[0]), dtype=torch.float32)
+    saved = x.new_empty((n, width // radix + width), dtype=torch.float32)
+    if n == 0:
+        return out, stats.zero_(), saved
+    x = _planes_dense(x)
+    params = _contiguous(
+        scale, shift, fc1_weight, fc1_bias, bn_weight, bn_bias, running_mean, running_var,
+        fc2_weight, fc2_bias,
+    )  # fmt: skip
+    numbers = (radix, cardinality, fc1_weight.shape[0])
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, numbers, training, eps)
+    work = scratch(x, cuda.split_scratch(dtype, shape, False))
+    with on_device(x) as (device, stream):
+        cuda.split_forward(
+            device, stream, dtype, shape, x.data_ptr(), [parameter(p) for p in params],
+            out.data_ptr(), stats.data_ptr(), saved.data_ptr(), work.data_ptr(),
+        )  # fmt: skip
+    return out, stats, saved
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    bn_weight: Tensor,
+    bn_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    stats: Tensor,
+    saved: Tensor,
+    radix: int,
+    cardinality: int,
+    training: bool,
+    eps: float,
+    need_input: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns (grad_x or None, gradients of the six parameters in float32)."""
+    cuda = native("_cuda")
+    grad_x = like_input(x) if need_input else None
+    inner = fc1_weight.shape[0]
+    grad_fc1, grad_fc2 = (stats.new_empty(t.shape) for t in (fc1_weight, fc2_weight))
+    rows, grad_bias = stats.new_empty((3, inner)), stats.new_empty(x.shape[1])
+    grads = (grad_fc1, rows[0], rows[1], rows[2], grad_fc2, grad_bias)
+    if x.shape[0] == 0:
+        for grad in grads:
+            grad.zero_()
+        return grad_x, *grads
+    grad_out, x = like_layout(x, grad_out), _planes_dense(x)
+    params = _contiguous(fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, (radix, cardinality, inner), training, eps)
+    work = scratch(x, cuda.split_scratch(dtype, shape, True))
+    with on_device(x) as (device, stream):
+        cuda.split_backward(
+            device, stream, dtype, shape, x.data_ptr(), grad_out.data_ptr(),
+            [parameter(p) for p in params], stats.data_ptr(), saved.data_ptr(),
+            0 if grad_x is None else grad_x.data_ptr(), [g.data_ptr() for g in grads],
+            work.data_ptr(),
+        )  # fmt: skip
+    return grad_x, *grads
+
+
+def _planes_dense(x: Tensor) -> Tensor:
+    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a dense copy."""
+    if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
+        return x
+    return x.contiguous()
+
+
+def _contiguous(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if p is None else p.contiguous() for p in parameters]
+
+
+def _shape(cuda, x: Tensor, numbers: tuple[int, int, int], training: bool, eps: float):  # noqa: ANN001
+    """``numbers``: radix, cardinality, hidden units."""
+    n, width, h, w = x.shape
+    last = is_channels_last(x)
+    pitch = x.stride(3) if last else x.stride(1)
+    sizes = (n, width // numbers[0], h * w)
+    return cuda.SplitShape(sizes, (x.stride(0), pitch), last, numbers, training, eps)
