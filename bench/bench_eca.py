@@ -6,6 +6,6 @@ from bench.cases import cases
 from bench.run import run_case
 
 
-@pytest.mark.parametrize("case", cases("eca"), ids=str)
+@pytest.mark.parametrize("case", cases("eca", "eca_pool"), ids=str)
 def bench_eca(case, measuring, benchmark, keep_rows):
     run_case(case, measuring, benchmark, keep_rows)

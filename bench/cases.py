@@ -6,6 +6,7 @@ from itertools import product
 import torch
 
 LARGE = (4, 64, 256, 256)  # where the figures hold: a first level at 256, batch 4
+HUGE = (16, 64, 256, 256)  # the same on a GPU, batch 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 BOTH = ("nchw", "channels_last")
@@ -61,6 +62,12 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row((2, 7, 97, 83), BOTH),
         Row((2, 64, 32, 32), dtypes=("float16",)),
         Row((1, 16, 8, 8)),
+    ),
+    "eca_pool": (  # DRA-Net's levels
+        Row(LARGE, BOTH, BF16),
+        Row((1, 64, 512, 512)),
+        Row((2, 256, 64, 64), BOTH),
+        Row((2, 7, 97, 83), BOTH),
     ),
     "triplet": (
         Row(LARGE, BOTH, BF16),
@@ -121,18 +128,26 @@ LAST = {  # the same in channels_last
     ("mde", "inference"): {"clones": 2.0, "conv2d": 1.3},
     ("mde", "forward+backward"): {"conv2d": 1.3},
 }
-SAVED = {"eca": 0.1, "triplet": 8.0, "split": 0.1, "mde": 0.0}  # percent of x, float32
+# Asked in float32 too: percent of x kept for backward, beyond x and the outputs.
+SAVED = {"eca": 0.1, "eca_pool": 0.1, "triplet": 8.0, "split": 0.1, "mde": 0.0}
 
 
 def cases(*ops: str) -> list[Case]:
     """All cases of these ops, with what is asked of them on this device."""
     found = []
     for op in ops:
-        for row in TABLE[op]:
+        for row in (*TABLE[op], *_beyond(op)):
             for layout, dtype, step in product(row.layouts, row.dtypes, row.steps):
                 case = Case(op, row.shape, layout, dtype, step, row.options)
                 found.append(replace(case, goals=_goals(case)))
     return found
+
+
+def _beyond(op: str) -> tuple[Row, ...]:
+    """On a GPU a map beyond the L2 cache in bfloat16 too."""
+    if not torch.cuda.is_available() or TABLE[op][0].shape != LARGE:
+        return ()
+    return (Row(HUGE, BOTH, BF16, steps=TABLE[op][0].steps),)
 
 
 def _goals(case: Case) -> dict[str, float]:

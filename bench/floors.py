@@ -12,6 +12,7 @@ from bench.cases import DTYPES, Case
 # op: (inference resident, streamed, backward resident, streamed)
 PASSES = {
     "eca": (2.0, 3.0, 3.0, 4.0),
+    "eca_pool": (3.25, 4.25, 3.25, 4.5),  # two maps in, their sum and a quarter out
     "triplet": (2.0, 3.0, 3.0, 4.0),
     "mde": (2.0, 2.0, 2.0, 2.0),
     "mde_learned": (2.0, 2.0, 3.0, 3.0),
@@ -60,6 +61,7 @@ _STENCIL = 56  # 28 products and sums: the 7 x 7 masks row by row, then column b
 # op: operations an element of x, forward and backward
 FLOPS = {
     "eca": lambda case: (2, 4),
+    "eca_pool": lambda case: (4, 5),
     "triplet": _triplet,
     "split": lambda case: (3, 4),
     "split_folded": lambda case: (6, 0),

@@ -63,6 +63,18 @@ def _eca(case: Case) -> Recipe:
     return Recipe("eca", [feature_map(case), numbers(3)], 2, forward)
 
 
+def _eca_pool(case: Case) -> Recipe:
+    """With the sum in front and the max-pool behind, as at every level of DRA-Net."""
+
+    def forward(backend: str) -> Call:
+        return lambda x, residual, weight, bias: eca_attention(
+            x, weight, bias, residual=residual, pool=2, backend=backend
+        )
+
+    inputs = [feature_map(case), feature_map(case), numbers(3), numbers(1)]
+    return Recipe("eca", inputs, len(inputs), forward)
+
+
 def _triplet(case: Case) -> Recipe:
     running = [numbers(3, scale=0.0), numbers(3, scale=0.0, shift=1.0)]
 
@@ -126,6 +138,7 @@ def _gains(case: Case) -> Tensor:
 
 RECIPES: dict[str, Callable[[Case], Recipe]] = {
     "eca": _eca,
+    "eca_pool": _eca_pool,
     "triplet": _triplet,
     "split": _split,
     "split_folded": _split,

@@ -43,6 +43,7 @@ def _contest(case: Case, steps: dict[str, Callable[[], Any]], memory: dict) -> t
 
 def _memory(case: Case, setup: Setup, name: str, step: Callable[[], Any]) -> dict:
     """Peak of one step, and what is kept for backward; a compiled graph hides the latter."""
+    step()
     found = {"peak_MB": round(peak_bytes(step) / 2**20, 2)}
     if case.training and name != "compile":
         contender = setup.contenders[name]
