@@ -22,7 +22,7 @@ def tiny_cases():
 def bench_host(case, measuring, benchmark, keep_rows):
     setup = prepare(case, compiled=measuring)
     steps = {name: setup.step(case, name) for name in setup.contenders}
-    found = host_seconds(steps, 2000 if measuring else 2)
+    found = host_seconds(steps, blocks=20 if measuring else 1)
     rows = [
         {"case": f"host-{case}", "kind": "host", "op": case.op, "step": case.step}
         | {"contender": name, "us": round(seconds * 1e6, 2)}

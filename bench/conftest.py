@@ -9,6 +9,7 @@ if sys.platform == "linux":
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import pytest
+import torch
 
 from bench.contenders import ABSENT
 from bench.report import draw
@@ -23,6 +24,11 @@ logging.getLogger("torch.__trace").propagate = False
 
 def pytest_addoption(parser):
     parser.addoption("--benchmark", action="store_true", help="measure, instead of a small try")
+
+
+def pytest_configure(config):
+    if not config.getoption("--benchmark"):
+        torch.set_num_threads(1)  # nothing is timed, and a busy machine stalls threads that meet
 
 
 @pytest.fixture(scope="session")

@@ -79,14 +79,14 @@ def cache_bytes() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
 
 
-def host_seconds(contenders: Calls, calls: int, blocks: int = 20) -> dict[str, float]:
+def host_seconds(contenders: Calls, blocks: int, calls: int = 100) -> dict[str, float]:
     """Seconds until a call returns, whether or not a GPU has finished it; medians of blocks."""
     found: Samples = {name: [] for name in contenders}
     for _ in range(blocks):
         for name, call in contenders.items():
             call()
             synchronise()
-            found[name].append(_returned(call, max(1, calls // blocks)))
+            found[name].append(_returned(call, calls if blocks > 1 else 1))
     return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 

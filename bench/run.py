@@ -62,13 +62,14 @@ def _try(case: Case, benchmark: Any) -> None:
     setup = prepare(case, compiled=False)
     found = {name: setup.step(case, name)() for name in setup.contenders}
     truth = found.pop("eager")
+    most = 0.02 if case.dtype == "float32" else 0.3  # maxima that rounding ties lead elsewhere
     for name, got in found.items():
         assert len(got) == len(truth), f"{name} has {len(got)} results, eager {len(truth)}"
         if name not in FUSED and case.dtype != "float32":
             continue  # peers compute their gates in half precision
         for ours, theirs in zip(got, truth, strict=True):
-            error = float((ours.reshape(theirs.shape).float() - theirs.float()).abs().max())
-            assert error <= 0.05 * max(1.0, float(theirs.abs().max())), f"{name} is {error} off"
+            error = float((ours.reshape(theirs.shape) - theirs).float().norm())
+            assert error <= most * float(theirs.float().norm()) + 1e-2, f"{name} is {error} off"
         if name in FUSED:
             assert got[0].is_contiguous(memory_format=LAYOUTS[case.layout]), (
                 f"{name} changed the layout"
