@@ -62,10 +62,17 @@ void scale_line(const T* p, Acc<T> factor, Acc<T> term, T* out, int64_t count) {
   if (i < count) store_part(out + i, value(load_part(p + i, count - i)), count - i);
 }
 
-// Two threads may pool the same plane at the edge of their ranges; both write the same bits.
+// Two threads may pool the same plane at the edge of their ranges; both write the same bits, and
+// one may read them while the other writes.
 template <class A>
 MEDSEG_INLINE void publish(A* p, A value) {
   __atomic_store(p, &value, __ATOMIC_RELAXED);
+}
+template <class A>
+MEDSEG_INLINE A published(const A* p) {
+  A value;
+  __atomic_load(p, &value, __ATOMIC_RELAXED);
+  return value;
 }
 
 // sum_j weight[j] * values[c + j - p] inside 0..channels-1; `reversed` runs the taps backward.
@@ -75,7 +82,7 @@ MEDSEG_INLINE A along_channels(const A* values, const A* weight, int taps, bool 
   A z = 0;
   for (int j = 0; j < taps; ++j) {
     const int64_t at = c + (reversed ? taps / 2 - j : j - taps / 2);
-    if (at >= 0 && at < channels) z += weight[j] * values[at];
+    if (at >= 0 && at < channels) z += weight[j] * published(values + at);
   }
   return z;
 }

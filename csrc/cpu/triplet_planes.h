@@ -76,6 +76,7 @@ void arrange_taps(const TripletShape& s, const A* conv_weight, int m, bool flipp
 // in the lanes beyond the last column.
 template <class A>
 void clear_around(const Plane& p, A* origin, Range rows) {
+  if (rows.begin == rows.end) return;  // of more threads than rows, one alone clears each end
   const int64_t reach = (p.height - p.rows) / 2;
   const int64_t first = rows.begin == 0 ? -reach : rows.begin;
   const int64_t last = rows.end == p.rows ? p.rows + reach : rows.end;

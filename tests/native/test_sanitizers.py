@@ -1,6 +1,7 @@
-"""The C++ of the CPU kernels under AddressSanitizer and UBSan, called without Python."""
+"""The C++ of the CPU kernels under sanitizers, called without Python by driver.cpp."""
 
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -11,44 +12,108 @@ import pytest
 from medseg.kernels._backend import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
-ISAS = {"baseline": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+NATIVE = ROOT / "tests" / "native"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+ISAS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX512, *AVX2]}
 # -O0: the driver runs for seconds, an optimised build with sanitizers compiles for a minute.
-FLAGS = ["-std=c++17", "-O0", "-g1", "-fopenmp", *SANITIZE]
+FLAGS = ["-std=c++17", "-O0", "-g1", "-fopenmp", f"-I{ROOT / 'csrc' / 'cpu'}"]
+MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+THREADS = ["-fsanitize=thread"]
+OPS = re.findall(r"\(\*(\w+)_forward\)", (ROOT / "csrc" / "cpu" / "kernels.h").read_text())
+
+
+def supported():
+    """The instruction sets of this processor."""
+    module, _ = compiled("_cpu")
+    return module.isas() if module is not None else ["baseline"]
+
+
+def build(folder, sanitize, sources, link):
+    """The driver with the kernels of every instruction set; skips without the sanitizer."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if not compiler:
+        pytest.skip("no C++ compiler was found (Debian: apt-get install g++)")
+    command = [compiler, *FLAGS, *sanitize]
+    (folder / "main.cpp").write_text("int main() { return 0; }")
+    probe = [*command, str(folder / "main.cpp"), "-o", str(folder / "main")]
+    done = subprocess.run(probe, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the compiler has no sanitizer runtime: {done.stderr.strip()[:200]}")
+
+    def compile_one(job):
+        source, isa = job
+        target = str(folder / f"{source.stem}.{isa}.o")
+        flags = [*ISAS[isa], f"-DMEDSEG_ISA={isa}"] if isa in ISAS else []
+        subprocess.run([*command, *flags, "-c", str(source), "-o", target], check=True)
+        return target
+
+    jobs = [(s, isa) for s in (ROOT / "csrc" / "cpu").glob("*.cpp") for isa in ISAS]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, [*jobs, *((s, "driver") for s in sources)]))
+    driver = folder / "driver"
+    subprocess.run([compiler, *sanitize, *link, *objects, "-o", str(driver)], check=True)
+    return driver
+
+
+def run(driver, *arguments, **environment):
+    done = subprocess.run(
+        [str(driver), *arguments], env=os.environ | environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def passed(output, isa):
+    return f"{isa}: " in output and output.rstrip().endswith(" 0 failures")
 
 
 @pytest.fixture(scope="module")
-def compiler(tmp_path_factory):
-    found = shutil.which("c++") or shutil.which("g++")
-    if not found:
-        pytest.skip("no C++ compiler was found (Debian: apt-get install g++)")
-    folder = tmp_path_factory.mktemp("sanitizer")
-    (folder / "main.cpp").write_text("int main() { return 0; }")
-    command = [found, *FLAGS, "main.cpp", "-o", "main"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"the compiler has no sanitizer runtime: {done.stderr.strip()[:200]}")
-    return found
+def memory_driver(tmp_path_factory):
+    sources = [s for s in NATIVE.glob("*.cpp") if s.name != "openmp.cpp"]
+    return build(tmp_path_factory.mktemp("memory"), MEMORY, sources, ["-fopenmp"])
+
+
+@pytest.fixture(scope="module")
+def race_driver(tmp_path_factory):
+    """Linked without libgomp, whose barriers ThreadSanitizer cannot see: openmp.cpp serves."""
+    driver = build(tmp_path_factory.mktemp("races"), THREADS, NATIVE.glob("*.cpp"), ["-pthread"])
+    code, output = run(driver, "baseline", "eca")
+    if code and "FATAL: ThreadSanitizer" in output:
+        pytest.skip(f"ThreadSanitizer cannot run here: {output.strip()[:200]}")
+    return driver
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_is_driven(op):
+    assert (NATIVE / f"{op}.cpp").exists()
+    assert f'{{"{op}", {op}_cases}}' in (NATIVE / "driver.cpp").read_text()
 
 
 @pytest.mark.slow
-def test_no_access_out_of_bounds(compiler, tmp_path):
-    module, _ = compiled("_cpu")
-    isa = "avx2" if module is not None and "avx2" in module.isas() else "baseline"
-    flags = [*FLAGS, *ISAS[isa], f"-DMEDSEG_ISA={isa}", f"-I{ROOT / 'csrc' / 'cpu'}"]
-
-    def build(source):
-        target = tmp_path / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(target)], check=True)
-        return str(target)
-
-    sources = [*(ROOT / "csrc" / "cpu").glob("*.cpp"), ROOT / "tests" / "native" / "driver.cpp"]
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(build, sources))
-    driver = tmp_path / "driver"
-    subprocess.run([compiler, *flags, *objects, "-o", str(driver)], check=True)
+@pytest.mark.parametrize("isa", supported())
+def test_no_access_out_of_bounds(memory_driver, isa):
     # More threads than cores: waiting ones have to sleep.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run([str(driver)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    assert f"{isa}: " in done.stdout and " 0 failures" in done.stdout
+    code, output = run(memory_driver, isa, OMP_WAIT_POLICY="passive")
+    assert code == 0 and passed(output, isa), output[-4000:]
+
+
+@pytest.mark.slow
+def test_no_race(race_driver):
+    # One instruction set: all three share the source of what runs in parallel.
+    isa = supported()[0]
+    code, output = run(race_driver, isa, TSAN_OPTIONS="halt_on_error=1")
+    assert code == 0 and passed(output, isa), output[:4000]
+
+
+# How many barriers a region of the op passes at most before the pattern of its images repeats;
+# leaving any one of them out has to show, or it is not needed.
+BARRIERS = {"eca": 2, "triplet": 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op, barrier", [(op, i) for op in OPS for i in range(BARRIERS[op])])
+def test_a_race_is_found(race_driver, op, barrier):
+    code, output = run(
+        race_driver, supported()[0], op, OPENMP_DROP=str(barrier), TSAN_OPTIONS="halt_on_error=1"
+    )
+    assert code and "ThreadSanitizer: data race" in output, output[:4000]
