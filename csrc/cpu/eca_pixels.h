@@ -31,8 +31,7 @@ void add_rows(const T* p, const T* q, T* r, int64_t first, int64_t rows, int64_t
       const int64_t at = first + row * period + j;
       Vec<A> sum = read<Vec<A>>(line + j);
       Vec<A> part{};
-      for (int64_t i = at; i < at + count * period; i += period)
-        part += term<kTerm>(p, q, r, i, L);
+      for (int64_t i = at; i < at + count * period; i += period) part += term<kTerm>(p, q, r, i, L);
       write(line + j, sum + part);
     }
   }
@@ -109,7 +108,6 @@ void walk_images(const EcaShape& s, void* scratch, Sum sum, Scale scale) {
       return value;
     };
     if (at.active) scale(at, pixels, total, mine);
-    at.wait();
   });
 }
 

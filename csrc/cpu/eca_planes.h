@@ -7,8 +7,9 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
-// What is summed: p, p * q, or p + q, which is also stored in r, and so rounded.
-enum Term { kOne, kDot, kAdd };
+// What is summed: p, p * q, or p + q, which is also stored in r, and so rounded; kAddApart only
+// rounds it, for a plane that is another thread's to store.
+enum Term { kOne, kDot, kAdd, kAddApart };
 
 // The terms of elements i to i + count; q and r may be null where they are not wanted.
 template <Term kTerm, class T>
@@ -16,8 +17,10 @@ MEDSEG_INLINE Vec<Acc<T>> term(const T* p, const T* q, T* r, int64_t i, int64_t 
   const Vec<Acc<T>> v = load_some(p + i, count);
   if constexpr (kTerm == kDot) return v * load_some(q + i, count);
   if constexpr (kTerm == kOne) return v;
-  store_some(r + i, v + load_some(q + i, count), count);
-  return load_some(r + i, count);
+  T apart[Lanes<Acc<T>>::count];
+  T* to = kTerm == kAdd ? r + i : apart;
+  store_some(to, v + load_some(q + i, count), count);
+  return load_some(to, count);
 }
 
 template <Term kTerm, class T>
@@ -87,8 +90,8 @@ MEDSEG_INLINE A along_channels(const A* values, const A* weight, int taps, bool 
   return z;
 }
 
-// Walks the planes of one thread: `ahead(i)` once for every plane within p of its range, in order,
-// then `here(i)` as soon as its neighbourhood is known.
+// Walks the planes of one thread: `ahead(i, mine)` once for every plane within p of its range, in
+// order, then `here(i)` as soon as its neighbourhood is known.
 template <class Ahead, class Here>
 MEDSEG_INLINE void walk_planes(const EcaShape& s, Ahead ahead, Here here) {
   const int64_t total = s.n * s.c, p = s.taps / 2;
@@ -98,7 +101,7 @@ MEDSEG_INLINE void walk_planes(const EcaShape& s, Ahead ahead, Here here) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = i / s.c * s.c, last = first + s.c;
     if (i == begin || i == first) next = larger(first, i - p);
-    for (; next < smaller(i + p + 1, last); ++next) ahead(next);
+    for (; next < smaller(i + p + 1, last); ++next) ahead(next, next >= begin && next < end);
     here(i);
   }
 }
@@ -123,11 +126,11 @@ void forward_planes(const EcaForward& a) {
 #pragma omp parallel num_threads(s.threads)
   walk_planes(
       s,
-      [&](int64_t i) {
-        const T* p = plane_of(x, s, i);
-        const double sum = residual
-                               ? sum_line<kAdd, T>(p, residual + i * s.hw, summed + i * s.hw, s.hw)
-                               : sum_line<kOne, T>(p, nullptr, nullptr, s.hw);
+      [&](int64_t i, bool mine) {
+        const T *p = plane_of(x, s, i), *q = residual ? residual + i * s.hw : nullptr;
+        const double sum = !residual ? sum_line<kOne, T>(p, nullptr, nullptr, s.hw)
+                           : mine    ? sum_line<kAdd, T>(p, q, summed + i * s.hw, s.hw)
+                                     : sum_line<kAddApart, T>(p, q, nullptr, s.hw);
         publish(pooled + i, A(sum / s.hw));
       },
       [&](int64_t i) {
@@ -154,7 +157,7 @@ void backward_planes(const EcaBackward& a, Acc<T>* dz) {
 #pragma omp parallel num_threads(s.threads)
   walk_planes(
       s,
-      [&](int64_t i) {
+      [&](int64_t i, bool) {
         const A g = gate[i];
         const T* dy = grad_out + i * size;
         const double sum = s.pool == 2 ? dot_plane(plane_of(x, s, i), dy, s, g)

@@ -40,7 +40,8 @@ struct Place {
 
 // Calls body(place) for one group of images after another: as many images at once as there are
 // threads, and where images are fewer, several threads an image. Threads without work still call
-// it, inactive, to meet the barriers. To be called by every thread of a parallel region.
+// it, inactive, to meet the barriers. To be called by every thread of a parallel region. Only the
+// last group can have several threads an image, so a body ends without a barrier of its own.
 template <class Body>
 MEDSEG_INLINE void for_each_image(int64_t images, Body body) {
   const int64_t thread = thread_number(), threads = thread_count();

@@ -224,7 +224,7 @@ struct Steps {
               static_cast<T*>(a.grad_x) + at.image * volume);
   }
   // The parameters' gradients, back in the order of the gates.
-  void collect(const Sums totals[3]) const {
+  void collect() const {
     const int k = s.taps, size = 2 * k * k;
     for (int m = 0; m < 3; ++m) {
       if (s.gate[m] < 0) continue;
@@ -235,8 +235,9 @@ struct Steps {
         const int p = i / (k * k), r = i / k % k, c = i % k;
         to[s.turned[m] ? (p * k + c) * k + r : i] = A(sum);
       }
-      static_cast<A*>(a.grad_bn_weight)[s.gate[m]] = A(totals[m].dv_uhat);
-      static_cast<A*>(a.grad_bn_bias)[s.gate[m]] = A(totals[m].dv);
+      const Sums all = total(m);
+      static_cast<A*>(a.grad_bn_weight)[s.gate[m]] = A(all.dv_uhat);
+      static_cast<A*>(a.grad_bn_bias)[s.gate[m]] = A(all.dv);
     }
   }
 };
@@ -253,7 +254,6 @@ void backward(const TripletBackward& a) {
   }
   for (int64_t i = 0; i < s.n * 3 * s.threads; ++i) steps.w.sums[i] = {0, 0};
   for (int64_t i = 0; i < int64_t(s.threads) * 6 * s.taps * s.taps; ++i) steps.w.grad_taps[i] = 0;
-  Sums totals[3];
 
 #pragma omp parallel num_threads(s.threads)
   {
@@ -262,10 +262,9 @@ void backward(const TripletBackward& a) {
       if (at.active) steps.dot_image(at);
       at.wait();
       if (at.active) steps.gate_gradients(at);
-      at.wait();
     });
 #pragma omp barrier
-#pragma omp single
+    Sums totals[3];
     for (int m = 0; m < 3; ++m) totals[m] = steps.total(m);
     for_each_image(s.n, [&](const Place& at) {
       if (at.active) steps.unpack_planes(at);
@@ -274,10 +273,9 @@ void backward(const TripletBackward& a) {
       if (at.active) steps.plane_gradients(at);
       at.wait();
       if (at.active) steps.spread_image(at);
-      at.wait();
     });
   }
-  steps.collect(totals);
+  steps.collect();
 }
 
 }  // namespace

@@ -255,12 +255,11 @@ void forward(const TripletForward& a) {
       if (at.active) finish(a, steps.pooled(at), at);
       at.wait();
       if (at.active) steps.convolve_planes(at);
-      at.wait();
       if (s.training) return;
+      at.wait();
       if (at.active) steps.activate_planes(at, running);
       at.wait();
       if (at.active) steps.apply_image(at);
-      at.wait();
     });
     if (s.training) {
 #pragma omp barrier

@@ -7,7 +7,6 @@
 // that the check can fail and that the barrier is needed.
 #include <pthread.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <thread>
 #include <vector>
@@ -17,12 +16,11 @@ namespace {
 struct Team {
   int size;
   pthread_barrier_t barrier;
-  std::atomic<int> singles{0};
 };
 
 struct Member {
   Team* team = nullptr;
-  int number = 0, barriers = 0, singles = 0;
+  int number = 0, barriers = 0;
 };
 thread_local Member self;
 
@@ -38,13 +36,6 @@ int omp_get_num_threads() { return self.team ? self.team->size : 1; }
 
 void GOMP_barrier() {
   if (self.team && self.barriers++ != dropped) pthread_barrier_wait(&self.team->barrier);
-}
-
-// True for the first thread to arrive. Relaxed, so that it orders nothing, as OpenMP promises none.
-bool GOMP_single_start() {
-  int turn = self.singles++;
-  return !self.team ||
-         self.team->singles.compare_exchange_strong(turn, turn + 1, std::memory_order_relaxed);
 }
 
 // New threads for every region: its begin and end order what they do, nothing else does.
