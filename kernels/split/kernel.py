@@ -11,10 +11,10 @@ just left there), backward 1R of x, 2/R R of grad_out and 1W (the same).
 # Triton declares what a kernel is given as constexpr, and so what its helpers return.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportReturnType=false, reportCallIssue=false
+import functools
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from .._backend import like_input, like_layout
@@ -27,7 +27,6 @@ MAX_SHARES = 128  # partial sums fc1 adds up per channel
 TILE_BYTES = 8192  # of all splits together: four 16-byte loads in flight for each of 128 threads
 LINE_BYTES = 128  # of a channels_last tile
 VECTOR_TILE = 8192  # numbers that a program of fc1 and of its gradient holds at a time
-next_power = triton.next_power_of_2
 
 
 class _Plan(NamedTuple):
@@ -52,17 +51,29 @@ class _Vectors(NamedTuple):
     per_i: int
 
 
+def next_power(n: int) -> int:
+    """The least power of two from ``n`` on; Triton's own costs a microsecond a call."""
+    return 1 << (n - 1).bit_length()
+
+
+def cdiv(n: int, parts: int) -> int:
+    return -(-n // parts)
+
+
 def _plan(x: Tensor, radix: int) -> _Plan:
-    """Tiles long where memory is, and programs enough to fill the machine."""
-    batch, channels, hw = x.shape[0], x.shape[1] // radix, x.shape[2] * x.shape[3]
-    tile = TILE_BYTES // x.element_size() // next_power(radix)
+    batch, width, height, columns = x.shape
+    dense = x.stride(1) == 1 and width > radix
+    return _cut(batch, width // radix, height * columns, radix, x.element_size(), dense)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cut(batch: int, channels: int, hw: int, radix: int, size: int, dense: bool) -> _Plan:
+    """Tiles long where memory is (``dense``: channels), and programs to fill the machine."""
+    tile = TILE_BYTES // size // next_power(radix)
     wide_c, wide_p = next_power(channels), next_power(hw)
-    if x.stride(1) == 1 and channels > 1:
-        block_p = min(wide_p, tile // min(wide_c, LINE_BYTES // x.element_size()))
-    else:
-        block_p = min(wide_p, tile)
+    block_p = min(wide_p, tile // min(wide_c, LINE_BYTES // size) if dense else tile)
     block_c = min(wide_c, tile // block_p)
-    rows, tiles = batch * triton.cdiv(channels, block_c), triton.cdiv(hw, block_p)
+    rows, tiles = batch * cdiv(channels, block_c), cdiv(hw, block_p)
     shares = 1
     while shares < MAX_SHARES and rows * shares < PROGRAMS and 2 * shares <= tiles:
         shares *= 2
@@ -71,10 +82,10 @@ def _plan(x: Tensor, radix: int) -> _Plan:
         block_c,
         block_p,
         shares,
-        triton.cdiv(tiles, shares) * block_p,
+        cdiv(tiles, shares) * block_p,
         per_map * block_p,
         (rows * shares,),
-        (rows * triton.cdiv(tiles, per_map),),
+        (rows * cdiv(tiles, per_map),),
     )
 
 
@@ -174,7 +185,7 @@ def _attention(
 ) -> None:
     """Fills the attention's columns of ``saved``; ``fc2`` with the batch norm in front of it."""
     block_c, block_i = min(16, next_power(v.per_c)), min(64, next_power(v.per_i))
-    fc2_kernel[(v.batch * v.channels // v.per_c * triton.cdiv(v.per_c, block_c),)](
+    fc2_kernel[(v.batch * v.channels // v.per_c * cdiv(v.per_c, block_c),)](
         hidden, stats, *fc2, saved, *v, HAS_BIAS=has_bias, RADIX=radix, ROWS=next_power(radix),
         BLOCK_C=block_c, BLOCK_I=block_i,
     )  # fmt: skip
@@ -251,7 +262,7 @@ def _vector_grads(
     dz = stats.new_empty((v.batch, radix * v.channels))
     hidden, dv, dh = stats.new_empty((3, v.inner, v.batch))
     block_r = min(64, next_power(v.channels), max(1, 4096 // rows // shares))
-    logits_kernel[(v.inner + v.batch * triton.cdiv(v.channels, block_r),)](
+    logits_kernel[(v.inner + v.batch * cdiv(v.channels, block_r),)](
         part, saved, fc1_weight, fc1_bias, dz, hidden, *v, HAS_BIAS=has_bias, RADIX=radix,
         SHARES=shares, ROWS=rows, BLOCK_R=block_r, **_fc1_blocks(v, 1), num_warps=8,
     )  # fmt: skip
@@ -264,9 +275,9 @@ def _vector_grads(
     )  # fmt: skip
     mean = stats.new_empty((v.batch, v.channels) if need_input else 0)
     p, q = 16, 32
-    tiles_fc2 = groups * triton.cdiv(radix * v.per_c, p) * triton.cdiv(v.per_i, q)
-    tiles_fc1 = groups * triton.cdiv(v.per_i, p) * triton.cdiv(v.per_c, q)
-    tiles_mean = v.batch * groups * triton.cdiv(v.per_c, q) if need_input else 0
+    tiles_fc2 = groups * cdiv(radix * v.per_c, p) * cdiv(v.per_i, q)
+    tiles_fc1 = groups * cdiv(v.per_i, p) * cdiv(v.per_c, q)
+    tiles_mean = v.batch * groups * cdiv(v.per_c, q) if need_input else 0
     weights_kernel[(tiles_fc2 + tiles_fc1 + tiles_mean,)](
         dz, dh, hidden, saved, stats, bn_weight, bn_bias, fc1_weight, grad_fc1, grad_fc2,
         grad_fc2_bias, mean, *v, tiles_fc2, tiles_fc1, inv_hw, RADIX=radix,
