@@ -15,12 +15,20 @@ behind the gate (kernel_windows.py) what is written forward and read backward is
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportReturnType=false, reportCallIssue=false
 import torch
-import triton
 from torch import Tensor
 
 from .._backend import like_input, like_layout
+from .._triton_plan import (
+    TILE_BYTES,
+    Plan,
+    beside,
+    cdiv,
+    even,
+    next_power,
+    plan_of,
+    strides,
+)
 from .kernel_jit import grad_taps_kernel, pool_kernel, scale_kernel
-from .kernel_plan import TILE_BYTES, Plan, beside, even, plan_of, strides
 from .kernel_windows import pool_windows_kernel, scale_windows_kernel, spread_windows_kernel
 from .maps import pooled_like
 
@@ -28,8 +36,8 @@ from .maps import pooled_like
 def _pool(x: Tensor, term: str, other: Tensor, summed: Tensor, plan: Plan) -> Tensor:
     """Partial sums (splits, N, C) of ``term``; ``other`` and ``summed`` may be x itself."""
     batch, channels, height, width = x.shape
-    part = x.new_empty((plan.splits, batch, channels), dtype=torch.float32)
-    pool_kernel[plan.pool_grid](
+    part = x.new_empty((plan.parts, batch, channels), dtype=torch.float32)
+    pool_kernel[plan.sum_grid](
         x,
         other,
         summed,
@@ -37,12 +45,12 @@ def _pool(x: Tensor, term: str, other: Tensor, summed: Tensor, plan: Plan) -> Te
         batch,
         channels,
         height * width,
-        plan.pool_chunk,
+        plan.sum_chunk,
         *strides(x),
         *strides(other),
         *strides(summed),
         TERM=term,
-        SPLITS=plan.splits,
+        SPLITS=plan.parts,
         BLOCK_C=plan.block_c,
         BLOCK_P=plan.block_p,
     )
@@ -61,7 +69,7 @@ def _scale(
 ) -> None:
     """Fills ``out`` (and ``saved``, forward) from x, or from grad_out when ``backward``."""
     batch, channels, height, width = x.shape
-    scale_kernel[plan.scale_grid](
+    scale_kernel[plan.map_grid](
         x,
         out,
         part,
@@ -71,14 +79,14 @@ def _scale(
         batch,
         channels,
         height * width,
-        plan.scale_chunk,
+        plan.map_chunk,
         1.0 / (height * width),
         *strides(x),
         *strides(out),
         BACKWARD=backward,
         HAS_BIAS=bias is not None,
         TAPS=weight.numel(),
-        SPLITS=plan.splits,
+        SPLITS=plan.parts,
         BLOCK_C=plan.block_c,
         BLOCK_P=plan.block_p,
     )
@@ -90,7 +98,7 @@ def _scale_windows(
     """Fills ``saved`` and the pooled ``out`` from x."""
     batch, channels, height, width = x.shape
     plan = plan_of(x, 2)
-    scale_windows_kernel[plan.scale_grid](
+    scale_windows_kernel[plan.map_grid](
         x,
         out,
         part,
@@ -101,7 +109,7 @@ def _scale_windows(
         channels,
         height,
         width,
-        plan.scale_chunk,
+        plan.map_chunk,
         1.0 / (height * width),
         *strides(x),
         *strides(out),
@@ -116,8 +124,8 @@ def _scale_windows(
 def _pool_windows(x: Tensor, grad: Tensor, saved: Tensor, plan: Plan) -> Tensor:
     """Partial sums (splits, N, C) of grad * (what was pooled of x)."""
     batch, channels, height, width = x.shape
-    part = x.new_empty((plan.splits, batch, channels), dtype=torch.float32)
-    pool_windows_kernel[plan.pool_grid](
+    part = x.new_empty((plan.parts, batch, channels), dtype=torch.float32)
+    pool_windows_kernel[plan.sum_grid](
         x,
         grad,
         part,
@@ -126,10 +134,10 @@ def _pool_windows(x: Tensor, grad: Tensor, saved: Tensor, plan: Plan) -> Tensor:
         channels,
         height,
         width,
-        plan.pool_chunk,
+        plan.sum_chunk,
         *strides(x),
         *strides(grad),
-        SPLITS=plan.splits,
+        SPLITS=plan.parts,
         BLOCK_C=plan.block_c,
         BLOCK_Q=plan.block_p,
     )
@@ -149,7 +157,7 @@ def _spread_windows(
     """Fills ``out``, the gradient of x."""
     batch, channels, height, width = x.shape
     other = grad if grad_summed is None else grad_summed
-    spread_windows_kernel[plan.scale_grid](
+    spread_windows_kernel[plan.map_grid](
         x,
         grad,
         other,
@@ -161,7 +169,7 @@ def _spread_windows(
         channels,
         height,
         width,
-        plan.scale_chunk,
+        plan.map_chunk,
         1.0 / (height * width),
         *strides(x),
         *strides(grad),
@@ -169,7 +177,7 @@ def _spread_windows(
         *strides(out),
         HAS_OTHER=grad_summed is not None,
         TAPS=weight.numel(),
-        SPLITS=plan.splits,
+        SPLITS=plan.parts,
         BLOCK_C=plan.block_c,
         BLOCK_Q=plan.block_p,
     )
@@ -232,9 +240,9 @@ def _grad_taps(part: Tensor, saved: Tensor, taps: int, plan: Plan) -> tuple[Tens
     """(grad_weight (K,), grad_bias (1,)) from the partial sums."""
     channels = saved.shape[2]
     vectors = saved.shape[1] * channels
-    block = max(1, min(TILE_BYTES // 4 // plan.splits, triton.next_power_of_2(vectors)))
+    block = max(1, min(TILE_BYTES // 4 // plan.parts, next_power(vectors)))
     span = 16 * block
-    rows = triton.cdiv(vectors, span)
+    rows = cdiv(vectors, span)
     grad_weight, grad_bias = saved.new_empty((rows, taps)), saved.new_empty((rows, 1))
     grad_taps_kernel[taps + 1, rows](
         part,
@@ -245,7 +253,7 @@ def _grad_taps(part: Tensor, saved: Tensor, taps: int, plan: Plan) -> tuple[Tens
         channels,
         span,
         TAPS=taps,
-        SPLITS=plan.splits,
+        SPLITS=plan.parts,
         BLOCK=block,
     )
     if rows == 1:

@@ -1,7 +1,7 @@
 """Split attention on Triton: four launches forward, five at most backward, no atomics.
 
-A sum over pixels is cut into shares that depend on the sizes alone; the vectors' kernels add the
-shares up in a fixed order, so that every run gives the same bits.
+A sum over pixels is cut into parts that depend on the sizes alone; the vectors' kernels add the
+parts up in a fixed order, so that every run gives the same bits.
 
 Passes over x (R splits, each as large as the output; floor of the op in brackets): forward 2R of x
 and 1/R W (the same; 1R 1/R W when x stays in L2: combine walks backwards through what the pool has
@@ -11,34 +11,19 @@ just left there), backward 1R of x, 2/R R of grad_out and 1W (the same).
 # Triton declares what a kernel is given as constexpr, and so what its helpers return.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 # pyright: reportReturnType=false, reportCallIssue=false
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._backend import like_input, like_layout
+from .._backend import like_input
+from .._triton_plan import beside, cdiv, even, next_power, plan_of, strides
 from .kernel_gates import fc1_kernel, fc2_kernel
 from .kernel_grads import hidden_kernel, logits_kernel, weights_kernel
 from .kernel_stream import combine_kernel, dot_kernel, grad_x_kernel, pool_kernel
 
-PROGRAMS = 1024  # enough to fill a large GPU several times over
-MAX_SHARES = 128  # partial sums fc1 adds up per channel
-TILE_BYTES = 8192  # of all splits together: four 16-byte loads in flight for each of 128 threads
-LINE_BYTES = 128  # of a channels_last tile
+MAX_PARTS = 128  # partial sums fc1 adds up per channel
 VECTOR_TILE = 8192  # numbers that a program of fc1 and of its gradient holds at a time
-
-
-class _Plan(NamedTuple):
-    """How a map is cut: tile, shares of a sum over pixels, pixels per program."""
-
-    block_c: int
-    block_p: int
-    shares: int
-    sum_chunk: int
-    map_chunk: int
-    sum_grid: tuple[int]
-    map_grid: tuple[int]
 
 
 class _Vectors(NamedTuple):
@@ -51,64 +36,6 @@ class _Vectors(NamedTuple):
     per_i: int
 
 
-def next_power(n: int) -> int:
-    """The least power of two from ``n`` on; Triton's own costs a microsecond a call."""
-    return 1 << (n - 1).bit_length()
-
-
-def cdiv(n: int, parts: int) -> int:
-    return -(-n // parts)
-
-
-def _plan(x: Tensor, radix: int) -> _Plan:
-    batch, width, height, columns = x.shape
-    dense = x.stride(1) == 1 and width > radix
-    return _cut(batch, width // radix, height * columns, radix, x.element_size(), dense)
-
-
-@functools.lru_cache(maxsize=1024)
-def _cut(batch: int, channels: int, hw: int, radix: int, size: int, dense: bool) -> _Plan:
-    """Tiles long where memory is (``dense``: channels), and programs to fill the machine."""
-    tile = TILE_BYTES // size // next_power(radix)
-    wide_c, wide_p = next_power(channels), next_power(hw)
-    block_p = min(wide_p, tile // min(wide_c, LINE_BYTES // size) if dense else tile)
-    block_c = min(wide_c, tile // block_p)
-    rows, tiles = batch * cdiv(channels, block_c), cdiv(hw, block_p)
-    shares = 1
-    while shares < MAX_SHARES and rows * shares < PROGRAMS and 2 * shares <= tiles:
-        shares *= 2
-    per_map = max(1, min(8, rows * tiles // PROGRAMS))
-    return _Plan(
-        block_c,
-        block_p,
-        shares,
-        cdiv(tiles, shares) * block_p,
-        per_map * block_p,
-        (rows * shares,),
-        (rows * cdiv(tiles, per_map),),
-    )
-
-
-def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of (image, channel, pixel), or None when the pixels do not lie evenly."""
-    height, width = x.shape[2:]
-    if width == 1:
-        return x.stride(0), x.stride(1), x.stride(2) if height > 1 else 1
-    if height > 1 and x.stride(2) != width * x.stride(3):
-        return None
-    return x.stride(0), x.stride(1), x.stride(3)
-
-
-def _even(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """``x``, or a contiguous copy when its pixels do not lie evenly, and its strides."""
-    strides = _strides(x)
-    if strides is None:
-        x = x.contiguous()
-        strides = _strides(x)
-    assert strides is not None
-    return x, strides
-
-
 def _vectors(x: Tensor, inner: int, radix: int, cardinality: int) -> _Vectors:
     channels = x.shape[1] // radix
     return _Vectors(x.shape[0], channels, inner, channels // cardinality, inner // cardinality)
@@ -118,9 +45,9 @@ def _dense(*parameters: Tensor) -> tuple[Tensor, ...]:
     return tuple(p.contiguous() for p in parameters)
 
 
-def _fc1_blocks(v: _Vectors, shares: int) -> dict[str, int]:
+def _fc1_blocks(v: _Vectors, parts: int) -> dict[str, int]:
     block_n = min(32, next_power(v.batch))
-    block_c = min(next_power(v.per_c), max(1, VECTOR_TILE // shares // block_n))
+    block_c = min(next_power(v.per_c), max(1, VECTOR_TILE // parts // block_n))
     return {"BLOCK_N": block_n, "BLOCK_C": block_c}
 
 
@@ -149,27 +76,27 @@ def forward(
     saved = stats.new_empty((batch, v.channels + width))
     if batch == 0:
         return out, stats.zero_(), saved
-    x, strides = _even(x)
-    plan = _plan(x, radix)
+    x = even(x)
+    plan = plan_of(x, splits=radix, most_parts=MAX_PARTS)
     folded = (x, x) if scale is None or shift is None else (scale.contiguous(), shift.contiguous())
     tile = {"SCALED": scale is not None, "RADIX": radix}
     tile |= {"BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p}
-    part = stats.new_empty((batch, v.channels, plan.shares))
+    part = stats.new_empty((batch, v.channels, plan.parts))
     hw = height * columns
     pool_kernel[plan.sum_grid](
-        x, *folded, part, v.channels, hw, plan.sum_chunk, *strides, SHARES=plan.shares, **tile
+        x, *folded, part, v.channels, hw, plan.sum_chunk, *strides(x), PARTS=plan.parts, **tile
     )
     hidden = stats.new_empty((v.inner, batch))
     fc1 = _dense(fc1_weight, fc1_weight if fc1_bias is None else fc1_bias)
     fc1_kernel[(v.inner,)](
         part, *fc1, *_dense(running_mean, running_var), saved, hidden, stats, *v, 1.0 / hw,
         1.0 / batch, eps, TRAINING=training, HAS_BIAS=fc1_bias is not None, RADIX=radix,
-        SHARES=plan.shares, **_fc1_blocks(v, plan.shares), num_warps=8,
+        PARTS=plan.parts, **_fc1_blocks(v, plan.parts), num_warps=8,
     )  # fmt: skip
     fc2 = _dense(bn_weight, bn_bias, fc2_weight, fc2_weight if fc2_bias is None else fc2_bias)
     _attention(v, hidden, stats, fc2, radix, fc2_bias is not None, saved)
     combine_kernel[plan.map_grid](
-        x, *folded, saved, out, v.channels, hw, plan.map_chunk, *strides, *_even(out)[1], **tile
+        x, *folded, saved, out, v.channels, hw, plan.map_chunk, *strides(x), *strides(out), **tile
     )
     return out, stats, saved
 
@@ -216,17 +143,14 @@ def backward(
     found = (grad_fc1, *grads, grad_fc2, grad_bias)
     if v.batch == 0:
         return grad_x, *(g.zero_() for g in found)
-    x, strides = _even(x)
-    grad = grad_out
-    if _strides(grad) is None or (grad.stride(1) == 1) != (x.stride(1) == 1):
-        grad = like_layout(x, grad)  # one copy costs less than reading across the lines
-    plan, grad_strides = _plan(x, radix), _even(grad)[1]
+    x = even(x)
+    grad, plan = beside(x, grad_out), plan_of(x, splits=radix, most_parts=MAX_PARTS)
     tile = {"RADIX": radix, "BLOCK_C": plan.block_c, "BLOCK_P": plan.block_p}
-    part = stats.new_empty((v.batch, x.shape[1], plan.shares))
+    part = stats.new_empty((v.batch, x.shape[1], plan.parts))
     hw = x.shape[2] * x.shape[3]
     dot_kernel[plan.sum_grid](
-        x, grad, part, v.channels, hw, plan.sum_chunk, *strides, *grad_strides,
-        SHARES=plan.shares, **tile,
+        x, grad, part, v.channels, hw, plan.sum_chunk, *strides(x), *strides(grad),
+        PARTS=plan.parts, **tile,
     )  # fmt: skip
     biased = fc1_weight if fc1_bias is None else fc1_bias
     mean = _vector_grads(
@@ -236,8 +160,8 @@ def backward(
     )  # fmt: skip
     if grad_x is not None:
         grad_x_kernel[plan.map_grid](
-            grad, saved, mean, grad_x, v.channels, hw, plan.map_chunk, *grad_strides,
-            *_even(grad_x)[1], **tile,
+            grad, saved, mean, grad_x, v.channels, hw, plan.map_chunk, *strides(grad),
+            *strides(grad_x), **tile,
         )  # fmt: skip
     return grad_x, *found
 
@@ -258,13 +182,13 @@ def _vector_grads(
     """Fills the parameters' gradients; returns what each pixel gets of the pooled mean's (N, C)."""
     fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight = parameters
     grad_fc1, grad_rows, grad_fc2, grad_fc2_bias = grads
-    shares, rows, groups = part.shape[2], next_power(radix), v.channels // v.per_c
+    parts, rows, groups = part.shape[2], next_power(radix), v.channels // v.per_c
     dz = stats.new_empty((v.batch, radix * v.channels))
     hidden, dv, dh = stats.new_empty((3, v.inner, v.batch))
-    block_r = min(64, next_power(v.channels), max(1, 4096 // rows // shares))
+    block_r = min(64, next_power(v.channels), max(1, 4096 // rows // parts))
     logits_kernel[(v.inner + v.batch * cdiv(v.channels, block_r),)](
         part, saved, fc1_weight, fc1_bias, dz, hidden, *v, HAS_BIAS=has_bias, RADIX=radix,
-        SHARES=shares, ROWS=rows, BLOCK_R=block_r, **_fc1_blocks(v, 1), num_warps=8,
+        PARTS=parts, ROWS=rows, BLOCK_R=block_r, **_fc1_blocks(v, 1), num_warps=8,
     )  # fmt: skip
     block_n = min(32, next_power(v.batch))
     block_r = min(next_power(radix * v.per_c), VECTOR_TILE // block_n)

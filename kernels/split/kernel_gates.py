@@ -23,11 +23,11 @@ def normalised(hidden, mean, rstd, bn_weight_ptr, bn_bias_ptr, offs, mask):
 def hidden_units(
     i, source_ptr, weight_ptr, bias_ptr, saved_ptr, hidden_ptr, batch, channels, per_c, per_i,
     stride_n, factor, HAS_BIAS: tl.constexpr, KEEP: tl.constexpr, RADIX: tl.constexpr,
-    SHARES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """hidden[i, n] = bias[i] + sum_c weight[i, c] * s[n, c] for all n; returns their sum over n.
 
-    s = factor * the sum of the SHARES numbers that ``source`` has for a channel; KEEP writes it to
+    s = factor * the sum of the PARTS numbers that ``source`` has for a channel; KEEP writes it to
     ``saved`` where unit i is the first of its group.
     """
     first = i // per_i * per_c
@@ -41,8 +41,8 @@ def hidden_units(
         for c0 in range(0, per_c, BLOCK_C):
             offs_c = c0 + tl.arange(0, BLOCK_C)
             mask = (offs_n[:, None] < batch) & (offs_c[None, :] < per_c)
-            offs = offs_n[:, None] * stride_n + (first + offs_c[None, :]) * SHARES
-            at = source_ptr + offs[:, :, None] + tl.arange(0, SHARES)[None, None, :]
+            offs = offs_n[:, None] * stride_n + (first + offs_c[None, :]) * PARTS
+            at = source_ptr + offs[:, :, None] + tl.arange(0, PARTS)[None, None, :]
             s = tl.sum(tl.load(at, mask=mask[:, :, None], other=0.0), axis=2) * factor
             if KEEP:
                 at = saved_ptr + offs_n[:, None] * (1 + RADIX) * channels + first + offs_c[None, :]
@@ -76,7 +76,7 @@ def fc1_kernel(
     TRAINING: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     RADIX: tl.constexpr,
-    SHARES: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -87,7 +87,7 @@ def fc1_kernel(
     i = tl.program_id(0).to(tl.int64)
     total = hidden_units(
         i, part_ptr, weight_ptr, bias_ptr, saved_ptr, hidden_ptr, batch, channels, per_c, per_i,
-        channels * SHARES, inv_hw, HAS_BIAS, True, RADIX, SHARES, BLOCK_N, BLOCK_C,
+        channels * PARTS, inv_hw, HAS_BIAS, True, RADIX, PARTS, BLOCK_N, BLOCK_C,
     )  # fmt: skip
     if TRAINING:
         mean = total * inv_batch

@@ -14,7 +14,7 @@ from .kernel_gates import hidden_units, normalised
 
 @triton.jit
 def grad_logits(
-    pid, part_ptr, saved_ptr, dz_ptr, channels, per_c, RADIX: tl.constexpr, SHARES: tl.constexpr,
+    pid, part_ptr, saved_ptr, dz_ptr, channels, per_c, RADIX: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """dz = a * (da - sum_r a * da), or da * a * (1 - a) of the only split, for BLOCK_R channels."""
@@ -23,9 +23,9 @@ def grad_logits(
     offs_r = tl.arange(0, ROWS)
     mask = (offs_r[:, None] < RADIX) & (offs_c[None, :] < channels)
     offs = offs_r[:, None] * channels + offs_c[None, :]
-    at = part_ptr + (n * RADIX * channels + offs)[:, :, None] * SHARES
-    shares = tl.load(at + tl.arange(0, SHARES)[None, None, :], mask=mask[:, :, None], other=0.0)
-    da = tl.sum(shares, axis=2)
+    at = part_ptr + (n * RADIX * channels + offs)[:, :, None] * PARTS
+    parts = tl.load(at + tl.arange(0, PARTS)[None, None, :], mask=mask[:, :, None], other=0.0)
+    da = tl.sum(parts, axis=2)
     a = tl.load(saved_ptr + (n * (1 + RADIX) + 1) * channels + offs, mask=mask, other=0.0)
     dz = da * a * (1.0 - a) if RADIX == 1 else a * (da - tl.sum(a * da, axis=0)[None, :])
     row = offs_c[None, :] // per_c * RADIX * per_c + offs_r[:, None] * per_c + offs_c % per_c
@@ -47,7 +47,7 @@ def logits_kernel(
     per_i,
     HAS_BIAS: tl.constexpr,
     RADIX: tl.constexpr,
-    SHARES: tl.constexpr,
+    PARTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -62,7 +62,7 @@ def logits_kernel(
         )  # fmt: skip
     else:
         grad_logits(
-            pid - inner, part_ptr, saved_ptr, dz_ptr, channels, per_c, RADIX, SHARES, ROWS, BLOCK_R
+            pid - inner, part_ptr, saved_ptr, dz_ptr, channels, per_c, RADIX, PARTS, ROWS, BLOCK_R
         )
 
 

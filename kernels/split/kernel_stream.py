@@ -35,12 +35,12 @@ def load_split(
 
 
 @triton.jit
-def block_of(pid, channels, shares, chunk, hw, BLOCK_C: tl.constexpr):
-    """(image, channels, first and end of the pixels) of a program; shares of pixels vary first."""
+def block_of(pid, channels, parts, chunk, hw, BLOCK_C: tl.constexpr):
+    """(image, channels, first and end of the pixels) of a program; parts of pixels vary first."""
     blocks = tl.cdiv(channels, BLOCK_C)
-    offs_c = (pid // shares % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    lo = pid % shares * chunk
-    return pid // shares // blocks, offs_c, lo, tl.minimum(lo + chunk, hw)
+    offs_c = (pid // parts % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    lo = pid % parts * chunk
+    return pid // parts // blocks, offs_c, lo, tl.minimum(lo + chunk, hw)
 
 
 @triton.jit
@@ -57,17 +57,17 @@ def pool_kernel(
     stride_xp,
     SCALED: tl.constexpr,
     RADIX: tl.constexpr,
-    SHARES: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """part[n, c, s] = sum over splits r and pixels p of share s of u[n, r * channels + c, p].
+    """part[n, c, s] = sum over splits r and pixels p of part s of u[n, r * channels + c, p].
 
-    One program owns BLOCK_C channels of every split of one image over one share of ``chunk``
+    One program owns BLOCK_C channels of every split of one image over one part of ``chunk``
     pixels. It reads x once.
     """
     pid = tl.program_id(0).to(tl.int64)
-    n, offs_c, lo, end = block_of(pid, channels, SHARES, chunk, hw, BLOCK_C)
+    n, offs_c, lo, end = block_of(pid, channels, PARTS, chunk, hw, BLOCK_C)
     inside = offs_c < channels
     x_ptr += n * stride_xn + lo * stride_xp
     acc = tl.zeros((BLOCK_C, BLOCK_P), dtype=tl.float32)
@@ -80,7 +80,7 @@ def pool_kernel(
                 stride_xp, mask, inside, SCALED,
             )  # fmt: skip
         x_ptr += BLOCK_P * stride_xp
-    at = (n * channels + offs_c) * SHARES + pid % SHARES
+    at = (n * channels + offs_c) * PARTS + pid % PARTS
     tl.store(part_ptr + at, tl.sum(acc, axis=1), mask=inside)
 
 
@@ -148,16 +148,16 @@ def dot_kernel(
     stride_gc,
     stride_gp,
     RADIX: tl.constexpr,
-    SHARES: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """part[n, r, c, s] = sum over pixels p of share s of grad[n, c, p] * x[n, r * channels + c, p].
+    """part[n, r, c, s] = sum over pixels p of part s of grad[n, c, p] * x[n, r * channels + c, p].
 
     Programs as in the pool; x and grad are read once.
     """
     pid = tl.program_id(0).to(tl.int64)
-    n, offs_c, lo, end = block_of(pid, channels, SHARES, chunk, hw, BLOCK_C)
+    n, offs_c, lo, end = block_of(pid, channels, PARTS, chunk, hw, BLOCK_C)
     inside = offs_c < channels
     x_ptr += n * stride_xn + lo * stride_xp
     grad_ptr += n * stride_gn + lo * stride_gp
@@ -177,14 +177,14 @@ def dot_kernel(
             acc3 += grad * load_map(x_ptr + 3 * step, offs_c, offs_p, stride_xc, stride_xp, mask)
         x_ptr += BLOCK_P * stride_xp
         grad_ptr += BLOCK_P * stride_gp
-    at = part_ptr + (n * RADIX * channels + offs_c) * SHARES + pid % SHARES
+    at = part_ptr + (n * RADIX * channels + offs_c) * PARTS + pid % PARTS
     tl.store(at, tl.sum(acc0, axis=1), mask=inside)
     if RADIX > 1:
-        tl.store(at + channels * SHARES, tl.sum(acc1, axis=1), mask=inside)
+        tl.store(at + channels * PARTS, tl.sum(acc1, axis=1), mask=inside)
     if RADIX > 2:
-        tl.store(at + 2 * channels * SHARES, tl.sum(acc2, axis=1), mask=inside)
+        tl.store(at + 2 * channels * PARTS, tl.sum(acc2, axis=1), mask=inside)
     if RADIX > 3:
-        tl.store(at + 3 * channels * SHARES, tl.sum(acc3, axis=1), mask=inside)
+        tl.store(at + 3 * channels * PARTS, tl.sum(acc3, axis=1), mask=inside)
 
 
 @triton.jit
