@@ -115,6 +115,58 @@ void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
               address(grad_bn_bias), address(scratch)});
 }
 
+medseg::MdeShape mde_shape(std::array<int64_t, 4> sizes, int radius, int masks, bool shared,
+                           bool reflect, bool channels_last, int64_t pixel, int threads) {
+  return {sizes[0], sizes[1], sizes[2],      sizes[3], radius, masks,
+          shared,   reflect,  channels_last, pixel,    threads};
+}
+
+using Strides4 = std::array<int64_t, 4>;
+
+medseg::MdeStrides mde_strides(const Strides4& s) { return {s[0], s[1], s[2], s[3]}; }
+
+void mde_forward(int dtype, const medseg::MdeShape& shape, uintptr_t x, Strides4 x_strides,
+                 uintptr_t gains, uintptr_t quadrants, uintptr_t out, Strides4 out_strides,
+                 uintptr_t up, Strides4 up_strides, int64_t up_c, uintptr_t up_out,
+                 uintptr_t scratch) {
+  py::gil_scoped_release release;
+  medseg::MdeCall call{};
+  call.shape = shape;
+  call.source = address(x);
+  call.source_strides = mde_strides(x_strides);
+  call.gains = address(gains);
+  call.quadrants = static_cast<const double*>(address(quadrants));
+  call.out = address(out);
+  call.out_strides = mde_strides(out_strides);
+  call.up = address(up);
+  call.up_strides = mde_strides(up_strides);
+  call.up_c = up_c;
+  call.up_out = address(up_out);
+  call.scratch = address(scratch);
+  active->mde(dtype, call);
+}
+
+void mde_backward(int dtype, const medseg::MdeShape& shape, uintptr_t grad_out,
+                  Strides4 grad_strides, uintptr_t gains, uintptr_t quadrants, uintptr_t grad_x,
+                  Strides4 out_strides, uintptr_t x, Strides4 x_strides, uintptr_t grad_gains,
+                  uintptr_t scratch) {
+  py::gil_scoped_release release;
+  medseg::MdeCall call{};
+  call.shape = shape;
+  call.adjoint = true;
+  call.source = address(grad_out);
+  call.source_strides = mde_strides(grad_strides);
+  call.gains = address(gains);
+  call.quadrants = static_cast<const double*>(address(quadrants));
+  call.out = address(grad_x);
+  call.out_strides = mde_strides(out_strides);
+  call.x = address(x);
+  call.x_strides = mde_strides(x_strides);
+  call.grad_gains = address(grad_gains);
+  call.scratch = address(scratch);
+  active->mde(dtype, call);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -141,4 +193,9 @@ PYBIND11_MODULE(_cpu, m) {
   });
   m.def("triplet_forward", triplet_forward);
   m.def("triplet_backward", triplet_backward);
+  py::class_<medseg::MdeShape>(m, "MdeShape").def(py::init(&mde_shape));
+  m.def("mde_scratch",
+        [](int dtype, const medseg::MdeShape& s) { return active->mde_scratch(dtype, s); });
+  m.def("mde_forward", mde_forward);
+  m.def("mde_backward", mde_backward);
 }

@@ -20,7 +20,7 @@ LAUNCHERS = {"cpu": "native", "cuda": "cuda", "triton": "kernel"}  # module in a
 ORDER = {
     "eca": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
-    "mde": {"cpu": (), "cuda": ("triton", "cuda")},
+    "mde": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "split": {"cpu": (), "cuda": ("triton", "cuda")},
 }
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from .console import Journal
 
 SYNTHETIC = "synthetic_blood_smear"
-_LAYERS = {"eca": "ECA", "triplet": "TripletAttention"}  # the layer that calls an op
+_LAYERS = {
+    "eca": "ECA",
+    "mde": "MDEFilter",
+    "triplet": "TripletAttention",
+}  # the layer that calls an op
 
 
 @dataclass

@@ -92,6 +92,42 @@ struct TripletBackward {
   void* scratch;           // bytes, triplet_scratch(dtype, shape, true), aligned to 64
 };
 
+struct MdeStrides {
+  int64_t n, c, h, w;  // in elements
+};
+
+// A stencil of (2 radius + 1)^2 weights on every channel of (n, c, h, w). A row lies dense in
+// memory where w has stride 1; with channels_last the channels of a pixel do.
+struct MdeShape {
+  int64_t n, c, h, w;
+  int radius, masks;  // radius 1 to 3; masks: the impulse and one a scale
+  bool shared;        // one row of gains serves all channels
+  bool reflect, channels_last;
+  int64_t pixel;  // channels_last: elements between neighbouring pixels of the source
+  int threads;
+};
+
+// Forward: source is x. Adjoint: source is a slice of grad_out, out is grad_x, and with x given
+// the gradient of the gains is found too.
+struct MdeCall {
+  MdeShape shape;
+  bool adjoint;
+  const void* source;
+  MdeStrides source_strides;
+  const void* gains;        // acc (c or 1, masks)
+  const double* quadrants;  // (masks, radius + 1, radius + 1)
+  void* out;                // null: not wanted
+  MdeStrides out_strides;
+  const void* up;  // forward: up_c channels to copy to `up_out`, or null
+  MdeStrides up_strides;
+  int64_t up_c;
+  void* up_out;    // of the same strides as out
+  const void* x;   // adjoint: null where grad_gains is not wanted
+  MdeStrides x_strides;
+  void* grad_gains;  // acc, like gains
+  void* scratch;     // mde_scratch(dtype, shape) bytes, aligned to 64
+};
+
 struct Kernels {
   const char* isa;
   void (*eca_forward)(int dtype, const EcaForward&);
@@ -100,6 +136,8 @@ struct Kernels {
   void (*triplet_forward)(int dtype, const TripletForward&);
   void (*triplet_backward)(int dtype, const TripletBackward&);
   int64_t (*triplet_scratch)(int dtype, const TripletShape&, bool backward);
+  void (*mde)(int dtype, const MdeCall&);
+  int64_t (*mde_scratch)(int dtype, const MdeShape&);
 };
 
 namespace baseline {

@@ -10,12 +10,15 @@ int64_t eca_scratch(int dtype, const EcaShape& s);
 void triplet_forward(int dtype, const TripletForward& a);
 void triplet_backward(int dtype, const TripletBackward& a);
 int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward);
+void mde(int dtype, const MdeCall& a);
+int64_t mde_scratch(int dtype, const MdeShape& s);
 
 #define MEDSEG_STRING(name) #name
 #define MEDSEG_NAME(name) MEDSEG_STRING(name)
 extern const Kernels kernels = {
     MEDSEG_NAME(MEDSEG_ISA), eca_forward,      eca_backward,   eca_scratch,
-    triplet_forward,         triplet_backward, triplet_scratch};
+    triplet_forward,         triplet_backward, triplet_scratch,
+    mde, mde_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

@@ -1,0 +1,235 @@
+// The MDE filter along lines: a row of a plane, or, in channels_last with fewer channels than
+// lanes, a row of pixels, whose neighbours then lie `step` elements apart.
+//
+// Per row: pairs p_d = row[y-d] + row[y+d], four sums q_d = sum_k w(k, d) p_k over the columns, then
+// out[i] = q_0[i] + sum_d q_d[i - d step] + q_d[i + d step]. The lines q stay in the first cache.
+#pragma once
+#include "mde_stencil.h"
+
+namespace medseg {
+namespace MEDSEG_ISA {
+namespace {
+
+// A thread's lines. A vector begins at `i`, or, where nothing may be read behind the row's end
+// (`tight`), at its last full place; it moves by `stride`, whole pixels.
+template <class A>
+struct Lines {
+  int64_t count, step, stride;
+  bool tight;
+  A *q[4], *x;       // with a margin for the neighbours on both sides
+  A *inner, *outer;  // D of the rows inside, and of the first and the last
+  MEDSEG_INLINE int64_t at(int64_t i) const {
+    return tight ? smaller(i, count - Lanes<A>::count) : i;
+  }
+};
+
+template <class A>
+Lines<A> lines_of(const MdeCall& a, const Plan<A>& plan, bool kept, A* mine) {
+  const MdeShape& s = a.shape;
+  Lines<A> l;
+  l.count = line_of(s), l.step = step_of(s), l.tight = !kept;
+  l.stride = Lanes<A>::count / l.step * l.step;
+  for (int64_t i = 0; i < plan.thread; ++i) mine[i] = 0;
+  l.inner = mine + (slots(s.radius) + 1) * plan.pitch;
+  l.outer = l.inner + plan.pitch;
+  A* padded = l.outer + plan.pitch + plan.margin;
+  for (int d = 0; d <= s.radius; ++d, padded += plan.padded) l.q[d] = padded;
+  l.x = padded;
+  for (int64_t i = 0; i < l.count; ++i) {
+    const bool edge = i < l.step || i >= l.count - l.step;
+    l.inner[i] = A(s.reflect && edge ? 0.5 : 1);
+    l.outer[i] = A(s.reflect ? 0.5 : 1) * l.inner[i];
+  }
+  return l;
+}
+
+// pair[d] = rows[y - d] + rows[y + d] at element i
+template <int P, class A>
+MEDSEG_INLINE void pairs(const A* const* rows, int64_t i, Vec<A>* pair) {
+  pair[0] = read<Vec<A>>(rows[P] + i);
+#pragma GCC unroll 3
+  for (int d = 1; d <= P; ++d)
+    pair[d] = read<Vec<A>>(rows[P - d] + i) + read<Vec<A>>(rows[P + d] + i);
+}
+
+template <int P, class A>
+void vertical(const A* const* rows, const Lines<A>& l, const Vec<A>* weight) {
+  Vec<A> w[uniques(P)];
+  for (int u = 0; u < uniques(P); ++u) w[u] = weight[u];
+  for (int64_t i = 0; i < l.count; i += l.stride) {
+    const int64_t at = l.at(i);
+    Vec<A> pair[P + 1];
+    pairs<P>(rows, at, pair);
+#pragma GCC unroll 4
+    for (int d = 0; d <= P; ++d) {
+      Vec<A> sum = w[unique(0, d)] * pair[0];
+#pragma GCC unroll 3
+      for (int k = 1; k <= P; ++k) sum += w[unique(k, d)] * pair[k];
+      write(l.q[d] + at, sum);
+    }
+  }
+}
+
+// What lies beyond the ends of a line: nothing, or its own elements mirrored.
+template <class A>
+MEDSEG_INLINE void extend(A* line, const Lines<A>& l, int reach, bool reflect) {
+  for (int64_t d = 1; d <= reach; ++d)
+    for (int64_t c = 0; c < l.step; ++c) {
+      A* left = line + c;
+      A* right = line + l.count - l.step + c;
+      left[-d * l.step] = reflect ? left[d * l.step] : A(0);
+      right[d * l.step] = reflect ? right[-d * l.step] : A(0);
+    }
+}
+
+// out = q_0 + the pairs of the others, times factor if there is one
+template <int P, bool kFactor, class T>
+void horizontal(const Lines<Acc<T>>& l, const Acc<T>* factor, T* out) {
+  using A = Acc<T>;
+  constexpr int64_t L = Lanes<A>::count;
+  for (int64_t i = 0; i < l.count; i += l.stride) {
+    const int64_t at = l.at(i);
+    Vec<A> sum = read<Vec<A>>(l.q[0] + at);
+#pragma GCC unroll 3
+    for (int d = 1; d <= P; ++d)
+      sum += read<Vec<A>>(l.q[d] + at - d * l.step) + read<Vec<A>>(l.q[d] + at + d * l.step);
+    if (kFactor) sum *= read<Vec<A>>(factor + at);
+    if (at + L <= l.count)
+      store(out + at, sum);
+    else
+      store_part(out + at, sum, l.count - at);
+  }
+}
+
+// sums[u] += the pairs of rows times the pairs of x along the line, times factor: what the gradient
+// of weight u is made of. D once, since of the two maps only the vertical one acts on the rows.
+template <int P, class A>
+void correlate(const A* const* rows, const Lines<A>& l, const A* factor, Vec<A>* sums) {
+  Vec<A> sum[uniques(P)];
+  for (int u = 0; u < uniques(P); ++u) sum[u] = sums[u];
+  for (int64_t i = 0; i < l.count; i += l.stride) {
+    Vec<A> pair[P + 1], across[P + 1];
+    pairs<P>(rows, i, pair);
+    across[0] = read<Vec<A>>(l.x + i);
+#pragma GCC unroll 3
+    for (int d = 1; d <= P; ++d)
+      across[d] = read<Vec<A>>(l.x + i - d * l.step) + read<Vec<A>>(l.x + i + d * l.step);
+    const Vec<A> f = read<Vec<A>>(factor + i);
+#pragma GCC unroll 4
+    for (int d = 0; d <= P; ++d) {
+      across[d] *= f;
+#pragma GCC unroll 4
+      for (int k = 0; k <= P; ++k) sum[unique(k, d)] += across[d] * pair[k];
+    }
+  }
+  for (int u = 0; u < uniques(P); ++u) sums[u] = sum[u];
+}
+
+// l.x = a row of x, with its neighbours
+template <class T>
+void bring_x(const MdeCall& a, int64_t n, int64_t c, int64_t y, const Lines<Acc<T>>& l) {
+  const MdeStrides& t = a.x_strides;
+  Rows<T> rows{};
+  rows.base = static_cast<const T*>(a.x) + n * t.n + c * t.c;
+  rows.stride_h = t.h, rows.stride_w = t.w, rows.w = a.shape.w, rows.h = a.shape.h;
+  rows.group = l.step;
+  rows.bring(y, l.x);
+  extend(l.x, l, a.shape.radius, a.shape.reflect);
+}
+
+// Adds the lanes of vector sums to the doubles of a band, [u][channel], and clears them.
+template <int P, class A>
+void flush(const Lines<A>& l, Vec<A>* sums, double* band) {
+  for (int u = 0; u < uniques(P); ++u) {
+    for (int64_t i = 0; i < l.stride; ++i) band[u * l.step + i % l.step] += sums[u][i];
+    sums[u] = Vec<A>{};
+  }
+}
+
+// A line of out whose pixels do not lie together.
+template <class T>
+void scatter(const T* line, const MdeStrides& t, const MdeShape& s, T* out) {
+  for (int64_t x = 0; x < s.w; ++x)
+    for (int64_t c = 0; c < s.c; ++c) out[x * t.w + c] = line[x * s.c + c];
+}
+
+// channels_last: a row of the pixels that come up from the decoder
+template <class T>
+MEDSEG_INLINE void copy_row(const MdeCall& a, int64_t n, int64_t y) {
+  const MdeStrides &from = a.up_strides, &to = a.out_strides;
+  const T* p = static_cast<const T*>(a.up) + n * from.n + y * from.h;
+  T* out = static_cast<T*>(a.up_out) + n * to.n + y * to.h;
+  for (int64_t x = 0; x < a.shape.w; ++x)
+    __builtin_memcpy(out + x * to.w, p + x * from.w, a.up_c * sizeof(T));
+}
+
+template <class T, int P>
+struct LineWalk {
+  using A = Acc<T>;
+  const MdeCall& a;
+  const Plan<A>& plan;
+  bool kept;
+
+  // Whether rows have to be copied: to be widened, weighed, or filled up to whole vectors.
+  static bool must_keep(const MdeCall& a) {
+    constexpr int64_t L = Lanes<A>::count;
+    const MdeShape& s = a.shape;
+    return sizeof(T) != sizeof(A) || s.channels_last || s.w < L || (a.x && s.w % L) ||
+           (a.adjoint && s.reflect);
+  }
+  void load_weights(const A* table, int64_t c, Vec<A>* weight) const {
+    for (int u = 0; u < uniques(P); ++u) {
+      const A* w = table + u * plan.weights;
+      weight[u] = a.shape.channels_last ? read<Vec<A>>(w) : fill(w[c]);
+    }
+  }
+  void filter_row(const A* const* rows, const Lines<A>& l, const Vec<A>* weight, int64_t y,
+                  T* out) const {
+    const MdeShape& s = a.shape;
+    vertical<P>(rows, l, weight);
+    if (s.reflect)  // else the margins have stayed zero
+      for (int d = 1; d <= P; ++d) extend(l.q[d], l, d, true);
+    const bool packed = a.out_strides.w == l.step;  // if not, the line of x is free for a while
+    T* target = packed ? out : reinterpret_cast<T*>(l.x);
+    if (a.adjoint && s.reflect)
+      horizontal<P, true>(l, at_edge(y, s.h) ? l.outer : l.inner, target);
+    else
+      horizontal<P, false>(l, l.inner, target);
+    if (!packed) scatter(target, a.out_strides, s, out);
+  }
+  void operator()(const A* table) const {
+    const MdeShape& s = a.shape;
+    A* mine = plan.of_thread(a, thread_number());
+    const Lines<A> l = lines_of(a, plan, kept, mine);
+    Rows<T> rows{};
+    int64_t current = -1;
+    Vec<A> weight[uniques(P)], sums[uniques(P)] = {};
+    for_each_band(s, [&](int64_t band, int64_t plane, int64_t begin, int64_t end) {
+      const int64_t n = s.channels_last ? plane : plane / s.c, c = s.channels_last ? 0 : plane % s.c;
+      if (plane != current) {
+        rows = rows_of<T>(a, plan, kept, n, c, mine);
+        load_weights(table, c, weight);
+        current = plane;
+      }
+      const A* around[2 * P + 1];
+      const int64_t often = larger(1, 4096 / l.count);
+      for (int64_t y = begin; y < end; ++y) {
+        rows.around(y, P, around);
+        if (a.out) {
+          T* out = static_cast<T*>(a.out) + n * a.out_strides.n + c * a.out_strides.c;
+          filter_row(around, l, weight, y, out + y * a.out_strides.h);
+        }
+        if (a.up && s.channels_last) copy_row<T>(a, n, y);
+        if (!a.x) continue;
+        bring_x<T>(a, n, c, y, l);
+        correlate<P>(around, l, at_edge(y, s.h) ? l.outer : l.inner, sums);
+        if ((y - begin) % often == often - 1 || y == end - 1)
+          flush<P>(l, sums, plan.of_band(a, band));
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace MEDSEG_ISA
+}  // namespace medseg
