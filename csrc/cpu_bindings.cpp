@@ -116,9 +116,9 @@ void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
 }
 
 medseg::MdeShape mde_shape(std::array<int64_t, 4> sizes, int radius, int masks, bool shared,
-                           bool reflect, bool channels_last, int64_t pixel, int threads) {
-  return {sizes[0], sizes[1], sizes[2],      sizes[3], radius, masks,
-          shared,   reflect,  channels_last, pixel,    threads};
+                           bool reflect, bool channels_last, int threads) {
+  return {sizes[0], sizes[1], sizes[2], sizes[3],      radius,
+          masks,    shared,   reflect,  channels_last, threads};
 }
 
 using Strides4 = std::array<int64_t, 4>;

@@ -103,7 +103,6 @@ struct MdeShape {
   int radius, masks;  // radius 1 to 3; masks: the impulse and one a scale
   bool shared;        // one row of gains serves all channels
   bool reflect, channels_last;
-  int64_t pixel;  // channels_last: elements between neighbouring pixels of the source
   int threads;
 };
 
@@ -121,8 +120,8 @@ struct MdeCall {
   const void* up;  // forward: up_c channels to copy to `up_out`, or null
   MdeStrides up_strides;
   int64_t up_c;
-  void* up_out;    // of the same strides as out
-  const void* x;   // adjoint: null where grad_gains is not wanted
+  void* up_out;   // of the same strides as out
+  const void* x;  // adjoint: null where grad_gains is not wanted
   MdeStrides x_strides;
   void* grad_gains;  // acc, like gains
   void* scratch;     // mde_scratch(dtype, shape) bytes, aligned to 64

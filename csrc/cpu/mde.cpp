@@ -25,8 +25,7 @@ void gradient_of_gains(const MdeCall& a, const Plan<A>& plan) {
         for (int j = 0; j < s.masks; ++j)
           for (int dx = 0; dx < side; ++dx)
             for (int dy = 0; dy <= dx; ++dy)
-              taps[j] +=
-                  a.quadrants[(j * side + dy) * side + dx] * sums[unique(dy, dx) * pitch];
+              taps[j] += a.quadrants[(j * side + dy) * side + dx] * sums[unique(dy, dx) * pitch];
       }
     }
     for (int j = 0; j < s.masks; ++j) {
@@ -89,7 +88,7 @@ void filter(const MdeCall& a) {
 
 }  // namespace
 
-void mde(int dtype, const MdeCall& a) { MEDSEG_DISPATCH(dtype, filter, a) }
+void mde(int dtype, const MdeCall& a){MEDSEG_DISPATCH(dtype, filter, a)}
 
 int64_t mde_scratch(int dtype, const MdeShape& s) {
   return dtype == kFloat64 ? Plan<double>(s).bytes(s) : Plan<float>(s).bytes(s);

@@ -1,8 +1,9 @@
 // The MDE filter along lines: a row of a plane, or, in channels_last with fewer channels than
 // lanes, a row of pixels, whose neighbours then lie `step` elements apart.
 //
-// Per row: pairs p_d = row[y-d] + row[y+d], four sums q_d = sum_k w(k, d) p_k over the columns, then
-// out[i] = q_0[i] + sum_d q_d[i - d step] + q_d[i + d step]. The lines q stay in the first cache.
+// Per row: pairs p_d = row[y-d] + row[y+d], four sums q_d = sum_k w(k, d) p_k over the columns,
+// then out[i] = q_0[i] + sum_d q_d[i - d step] + q_d[i + d step]. The lines q stay in the first
+// cache.
 #pragma once
 #include "mde_stencil.h"
 
@@ -10,16 +11,21 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
-// A thread's lines. A vector begins at `i`, or, where nothing may be read behind the row's end
-// (`tight`), at its last full place; it moves by `stride`, whole pixels.
+// A thread's lines. Vectors move by `stride`, whole pixels; where nothing may be read behind the
+// row's end (`tight`) the last one is moved back.
 template <class A>
 struct Lines {
   int64_t count, step, stride;
   bool tight;
   A *q[4], *x;       // with a margin for the neighbours on both sides
   A *inner, *outer;  // D of the rows inside, and of the first and the last
-  MEDSEG_INLINE int64_t at(int64_t i) const {
-    return tight ? smaller(i, count - Lanes<A>::count) : i;
+  // Calls body(first element) for vectors that cover the line.
+  template <class Body>
+  MEDSEG_INLINE void each(Body body) const {
+    const int64_t end = tight ? count - Lanes<A>::count : count - 1, by = stride;
+    int64_t i = 0;
+    for (; i <= end; i += by) body(i);
+    if (tight && i < count) body(end);
   }
 };
 
@@ -53,11 +59,17 @@ MEDSEG_INLINE void pairs(const A* const* rows, int64_t i, Vec<A>* pair) {
 }
 
 template <int P, class A>
-void vertical(const A* const* rows, const Lines<A>& l, const Vec<A>* weight) {
+void vertical(const A* const* around, const Lines<A>& l, const Vec<A>* weight) {
+  // Copies: what the stores below might point to would be read again in every turn.
+  const A* rows[2 * P + 1];
+  A* q[P + 1];
   Vec<A> w[uniques(P)];
+#pragma GCC unroll 7
+  for (int k = 0; k <= 2 * P; ++k) rows[k] = around[k];
+#pragma GCC unroll 4
+  for (int d = 0; d <= P; ++d) q[d] = l.q[d];
   for (int u = 0; u < uniques(P); ++u) w[u] = weight[u];
-  for (int64_t i = 0; i < l.count; i += l.stride) {
-    const int64_t at = l.at(i);
+  const auto sums = [&](int64_t at) {
     Vec<A> pair[P + 1];
     pairs<P>(rows, at, pair);
 #pragma GCC unroll 4
@@ -65,9 +77,10 @@ void vertical(const A* const* rows, const Lines<A>& l, const Vec<A>* weight) {
       Vec<A> sum = w[unique(0, d)] * pair[0];
 #pragma GCC unroll 3
       for (int k = 1; k <= P; ++k) sum += w[unique(k, d)] * pair[k];
-      write(l.q[d] + at, sum);
+      write(q[d] + at, sum);
     }
-  }
+  };
+  l.each(sums);
 }
 
 // What lies beyond the ends of a line: nothing, or its own elements mirrored.
@@ -86,34 +99,42 @@ MEDSEG_INLINE void extend(A* line, const Lines<A>& l, int reach, bool reflect) {
 template <int P, bool kFactor, class T>
 void horizontal(const Lines<Acc<T>>& l, const Acc<T>* factor, T* out) {
   using A = Acc<T>;
-  constexpr int64_t L = Lanes<A>::count;
-  for (int64_t i = 0; i < l.count; i += l.stride) {
-    const int64_t at = l.at(i);
-    Vec<A> sum = read<Vec<A>>(l.q[0] + at);
+  const A *left[P + 1], *right[P + 1];
+#pragma GCC unroll 4
+  for (int d = 0; d <= P; ++d) left[d] = l.q[d] - d * l.step, right[d] = l.q[d] + d * l.step;
+  const auto sum = [&](int64_t at) {
+    Vec<A> v = read<Vec<A>>(left[0] + at);
 #pragma GCC unroll 3
-    for (int d = 1; d <= P; ++d)
-      sum += read<Vec<A>>(l.q[d] + at - d * l.step) + read<Vec<A>>(l.q[d] + at + d * l.step);
-    if (kFactor) sum *= read<Vec<A>>(factor + at);
-    if (at + L <= l.count)
-      store(out + at, sum);
+    for (int d = 1; d <= P; ++d) v += read<Vec<A>>(left[d] + at) + read<Vec<A>>(right[d] + at);
+    if (kFactor) v *= read<Vec<A>>(factor + at);
+    return v;
+  };
+  const int64_t spare = l.count - Lanes<A>::count;
+  l.each([&](int64_t at) {
+    if (at <= spare)
+      store(out + at, sum(at));
     else
-      store_part(out + at, sum, l.count - at);
-  }
+      store_part(out + at, sum(at), l.count - at);
+  });
 }
 
 // sums[u] += the pairs of rows times the pairs of x along the line, times factor: what the gradient
 // of weight u is made of. D once, since of the two maps only the vertical one acts on the rows.
 template <int P, class A>
-void correlate(const A* const* rows, const Lines<A>& l, const A* factor, Vec<A>* sums) {
+void correlate(const A* const* around, const Lines<A>& l, const A* factor, Vec<A>* sums) {
+  const A *rows[2 * P + 1], *x = l.x;
   Vec<A> sum[uniques(P)];
+#pragma GCC unroll 7
+  for (int k = 0; k <= 2 * P; ++k) rows[k] = around[k];
   for (int u = 0; u < uniques(P); ++u) sum[u] = sums[u];
-  for (int64_t i = 0; i < l.count; i += l.stride) {
+  const int64_t count = l.count, stride = l.stride, step = l.step;
+  for (int64_t i = 0; i < count; i += stride) {
     Vec<A> pair[P + 1], across[P + 1];
     pairs<P>(rows, i, pair);
-    across[0] = read<Vec<A>>(l.x + i);
+    across[0] = read<Vec<A>>(x + i);
 #pragma GCC unroll 3
     for (int d = 1; d <= P; ++d)
-      across[d] = read<Vec<A>>(l.x + i - d * l.step) + read<Vec<A>>(l.x + i + d * l.step);
+      across[d] = read<Vec<A>>(x + i - d * step) + read<Vec<A>>(x + i + d * step);
     const Vec<A> f = read<Vec<A>>(factor + i);
 #pragma GCC unroll 4
     for (int d = 0; d <= P; ++d) {
@@ -205,7 +226,8 @@ struct LineWalk {
     int64_t current = -1;
     Vec<A> weight[uniques(P)], sums[uniques(P)] = {};
     for_each_band(s, [&](int64_t band, int64_t plane, int64_t begin, int64_t end) {
-      const int64_t n = s.channels_last ? plane : plane / s.c, c = s.channels_last ? 0 : plane % s.c;
+      const int64_t n = s.channels_last ? plane : plane / s.c,
+                    c = s.channels_last ? 0 : plane % s.c;
       if (plane != current) {
         rows = rows_of<T>(a, plan, kept, n, c, mine);
         load_weights(table, c, weight);

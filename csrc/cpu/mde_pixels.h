@@ -96,9 +96,9 @@ struct PixelWalk {
   const Plan<A>& plan;
   bool kept;
 
-  static bool must_keep(const MdeCall& a) {
-    return sizeof(T) != sizeof(A) || (a.adjoint && a.shape.reflect);
-  }
+  // Rows of the tensor itself often lie a multiple of 4096 bytes apart and throw each other out of
+  // the first cache; kept ones do not, which pays for the copy.
+  static bool must_keep(const MdeCall&) { return true; }
   // Rows are pointed to at their first channel; the last block of channels overlaps the one before.
   void row(const A* const* around, const A* table, int64_t n, int64_t y, double* sums) const {
     constexpr int64_t L = Lanes<A>::count;
@@ -106,12 +106,11 @@ struct PixelWalk {
     const bool weighed = a.adjoint && s.reflect;
     const A factor = A(weighed && at_edge(y, s.h) ? 0.5 : 1);
     PixelRow<T, P> r;
-    r.pitch = kept ? s.c : a.source_strides.w, r.w = s.w;
+    r.pitch = s.c, r.w = s.w;
     for (int64_t block = 0; block < s.c; block += L) {
       const int64_t c = smaller(block, s.c - L);
       for (int k = 0; k <= 2 * P; ++k) r.rows[k] = around[k] + c;
-      for (int u = 0; u < uniques(P); ++u)
-        r.weight[u] = read<Vec<A>>(table + u * plan.weights + c);
+      for (int u = 0; u < uniques(P); ++u) r.weight[u] = read<Vec<A>>(table + u * plan.weights + c);
       if (a.out) {
         const MdeStrides& t = a.out_strides;
         T* out = static_cast<T*>(a.out) + n * t.n + y * t.h + c;
@@ -134,7 +133,7 @@ struct PixelWalk {
       if (n != current) {
         rows = rows_of<T>(a, plan, kept, n, 0, mine);
         if (current < 0)
-          for (int64_t i = 0; i < plan.zeros; ++i) rows.zeros[i] = 0;
+          for (int64_t i = 0; i < plan.pitch; ++i) rows.zeros[i] = 0;
         current = n;
       }
       const A* around[2 * P + 1];

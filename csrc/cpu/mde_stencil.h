@@ -41,7 +41,6 @@ struct Plan {
   int64_t margin;   // in front of a padded line
   int64_t padded;   // a line with room for its neighbours on both sides
   int64_t weights;  // of one number, for all channels
-  int64_t zeros;    // a row of the source as it lies in memory
   int64_t thread;   // of one thread
   int64_t sums;     // doubles of one band
 
@@ -51,9 +50,8 @@ struct Plan {
     margin = round_up(s.radius * step_of(s), L);
     padded = pitch + 2 * margin;
     weights = round_up(larger(s.c, L), L);
-    zeros = by_pixels<A>(s) ? round_up(s.w * s.pixel, L) : pitch;
     // Kept rows, the row of zeros; two lines of factors, the sums q of the columns, and x.
-    thread = slots(s.radius) * pitch + zeros;
+    thread = (slots(s.radius) + 1) * pitch;
     if (!by_pixels<A>(s)) thread += 2 * pitch + (s.radius + 2) * padded;
     sums = uniques(s.radius) * (s.channels_last ? s.c : 1);
   }

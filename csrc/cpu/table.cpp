@@ -16,9 +16,8 @@ int64_t mde_scratch(int dtype, const MdeShape& s);
 #define MEDSEG_STRING(name) #name
 #define MEDSEG_NAME(name) MEDSEG_STRING(name)
 extern const Kernels kernels = {
-    MEDSEG_NAME(MEDSEG_ISA), eca_forward,      eca_backward,   eca_scratch,
-    triplet_forward,         triplet_backward, triplet_scratch,
-    mde, mde_scratch};
+    MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward, eca_scratch, triplet_forward,
+    triplet_backward,        triplet_scratch, mde,          mde_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

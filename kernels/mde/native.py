@@ -91,7 +91,7 @@ def _shape(cpu, x: Tensor, gains: Tensor, scales: tuple[int, ...], pad: str, las
     gains = gains.detach().to(accumulator(x.dtype)).contiguous()
     shape = cpu.MdeShape(
         tuple(x.shape), max(scales) // 2, gains.shape[1], gains.shape[0] == 1, pad == "reflect",
-        last, x.stride(3), threads_for(x),
+        last, threads_for(x),
     )  # fmt: skip
     return gains, shape
 

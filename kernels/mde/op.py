@@ -122,15 +122,9 @@ def _run(
         too_wide = f"fast backends take scales up to {FAST_SCALE}, got {scales}"
     name = choose("mde", x, backend, too_wide)
     if name == "reference" or watched_by_forward_ad():
-        return _plain(x, up, gains, scales, bank, pad)
+        out = mde_reference(x, gains, scales, bank, pad)
+        return out if up is None else torch.cat([up, out], dim=1)
     return _mde(x, up, gains, scales, bank, pad, name)
-
-
-def _plain(
-    x: Tensor, up: Tensor | None, gains: Tensor, scales: Sequence[int], bank: str, pad: str
-) -> Tensor:
-    out = mde_reference(x, gains, scales, bank, pad)
-    return out if up is None else torch.cat([up, out], dim=1)
 
 
 def _check(

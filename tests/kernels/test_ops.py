@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from medseg.kernels import eca_attention, triplet_attention, use_backend
+from medseg.kernels import (
+    eca_attention,
+    mde_concat,
+    mde_filter,
+    triplet_attention,
+    use_backend,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_cpu")
 
@@ -20,6 +26,9 @@ def triplet_args(dtype=torch.float32):
     return [conv, torch.rand(3, dtype=dtype) + 0.5, torch.randn(3, dtype=dtype)]
 
 
+MDE_GAINS = torch.tensor([[0.5, 2.0, 1.5, 1.0]])
+
+
 def eca(x, *learned):
     return eca_attention(x, *learned)
 
@@ -27,6 +36,18 @@ def eca(x, *learned):
 def eca_pooled(x, *learned):
     out, summed = eca_attention(x, *learned, residual=x.flip(1), pool=2)
     return out + torch.nn.functional.avg_pool2d(summed, 2)
+
+
+def mde_args(dtype=torch.float32):
+    return [torch.randn(1, 4, dtype=dtype)]
+
+
+def mde(x, gains):
+    return mde_filter(x, gains)
+
+
+def mde_up(x, gains):
+    return mde_concat(2 * x[:, :1], x, gains)[:, 1:] + x[:, :1]
 
 
 def triplet(x, conv, weight, bias, training=False):
@@ -41,6 +62,8 @@ def triplet_train(x, *learned):
 OPS = {
     "eca": (eca, eca_args),
     "eca_pooled": (eca_pooled, eca_args),
+    "mde": (mde, mde_args),
+    "mde_up": (mde_up, mde_args),
     "triplet": (triplet, triplet_args),
 }
 OPS["triplet_train"] = (triplet_train, triplet_args)
@@ -67,6 +90,9 @@ def raw_calls():
             yield torch.ops.medseg.eca.default, (y, None, weight, bias, 1, "cpu")
             residual = torch.randn_like(y).requires_grad_()
             yield torch.ops.medseg.eca.default, (y, residual, weight, bias, 2, "cpu")
+            for up, gains in ((None, MDE_GAINS), (residual, torch.randn(5, 4).requires_grad_())):
+                arguments = (y, up, gains, (3, 5, 7), "binomial", "zero", "cpu")
+                yield torch.ops.medseg.mde.default, arguments
             learned = [t.requires_grad_() for t in triplet_args()]
             running = (torch.zeros(3), torch.ones(3))
             for training in (True, False):
@@ -74,7 +100,7 @@ def raw_calls():
                 yield torch.ops.medseg.triplet.default, arguments
 
 
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", range(24))
 def test_opcheck(number):
     operator, arguments = list(raw_calls())[number]
     torch.library.opcheck(operator, arguments)

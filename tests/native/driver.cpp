@@ -19,7 +19,7 @@ struct Op {
   const char* name;
   void (*cases)(const Case&);
 };
-const Op kOps[] = {{"eca", eca_cases}, {"triplet", triplet_cases}};
+const Op kOps[] = {{"eca", eca_cases}, {"mde", mde_cases}, {"triplet", triplet_cases}};
 
 int comparisons = 0, failures = 0;
 

@@ -27,6 +27,7 @@ extern const medseg::Kernels* kernels;
 
 // One function per op, in <op>.cpp; driver.cpp lists them and calls each with every case.
 void eca_cases(const Case& at);
+void mde_cases(const Case& at);
 void triplet_cases(const Case& at);
 
 // A buffer of its own, so that the sanitizer sees its first and last byte; filled with 0xff (NaN,

@@ -20,10 +20,11 @@ ISAS = {"baseline": [], "avx2": AVX2, "avx512": [*AVX512, *AVX2]}
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fopenmp", f"-I{ROOT / 'csrc' / 'cpu'}"]
 MEMORY = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREADS = ["-fsanitize=thread"]
-OPS = re.findall(r"\(\*(\w+)_forward\)", (ROOT / "csrc" / "cpu" / "kernels.h").read_text())
+TABLE = (ROOT / "csrc" / "cpu" / "kernels.h").read_text()
+OPS = re.findall(r"\(\*(\w+?)(?:_forward)?\)\(int dtype, const \w+(?:Forward|Call)&\)", TABLE)
 
 # How many barriers a thread meets at most in one call; each is left out once, and has to be missed.
-BARRIERS = {"eca": 2, "triplet": 6}
+BARRIERS = {"eca": 2, "mde": 0, "triplet": 6}
 
 
 def supported():
