@@ -38,24 +38,30 @@ void on_stream(int device, uintptr_t stream, F launch) {
     throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
 }
 
-cuda::EcaShape eca_shape(std::array<int64_t, 3> sizes, std::array<int64_t, 2> strides,
-                         bool channels_last, int taps) {
-  return {sizes[0], sizes[1], sizes[2], strides[0], strides[1], channels_last, taps};
+using Strides = std::array<int64_t, 2>;
+
+cuda::EcaShape eca_shape(std::array<int64_t, 4> sizes, Strides strides, bool channels_last,
+                         int taps, int pool) {
+  return {sizes[0], sizes[1], sizes[2] * sizes[3], sizes[3], strides[0], strides[1], channels_last,
+          taps,     pool};
 }
 
 void eca_forward(int device, uintptr_t stream, int dtype, const cuda::EcaShape& shape, uintptr_t x,
-                 Parameter weight, Parameter bias, uintptr_t out, uintptr_t saved,
-                 uintptr_t scratch) {
-  const cuda::EcaForward args{shape,        address(x),    param(weight),   param(bias),
-                              address(out), floats(saved), address(scratch)};
+                 uintptr_t residual, Parameter weight, Parameter bias, uintptr_t out,
+                 uintptr_t summed, uintptr_t saved, uintptr_t scratch) {
+  const cuda::EcaForward args{shape,           address(x),    address(residual),
+                              param(weight),   param(bias),   address(out),
+                              address(summed), floats(saved), address(scratch)};
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::eca_forward(dtype, args, s); });
 }
 
 void eca_backward(int device, uintptr_t stream, int dtype, const cuda::EcaShape& shape, uintptr_t x,
-                  uintptr_t grad_out, Parameter weight, uintptr_t saved, uintptr_t grad_x,
-                  uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t scratch) {
+                  uintptr_t grad_out, uintptr_t grad_summed, Strides strides, Parameter weight,
+                  uintptr_t saved, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias,
+                  uintptr_t scratch) {
   const cuda::EcaBackward args{
-      shape,           address(x),          address(grad_out), param(weight),   floats(saved),
+      shape,           address(x),          address(grad_out), address(grad_summed),
+      strides[0],      strides[1],          param(weight),     floats(saved),
       address(grad_x), floats(grad_weight), floats(grad_bias), address(scratch)};
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::eca_backward(dtype, args, s); });
 }

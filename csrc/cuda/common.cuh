@@ -108,6 +108,10 @@ __device__ __forceinline__ Pack load_pack(const void* p) {
   const uint4 q = __ldg(static_cast<const uint4*>(p));
   return Pack{{q.x, q.y, q.z, q.w}};
 }
+// For what the next kernel reads.
+__device__ __forceinline__ void keep_pack(void* p, const Pack& v) {
+  *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
 // Streaming: what is written here is not read again by these kernels, x in L2 is.
 __device__ __forceinline__ void store_pack(void* p, const Pack& v) {
   __stcs(static_cast<uint4*>(p), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
@@ -152,6 +156,17 @@ __device__ __forceinline__ Pack pack(const float (&f)[kVector<T>]) {
   return p;
 }
 
+// a + b, rounded.
+template <class T>
+__device__ __forceinline__ Pack add_packs(const Pack& a, const Pack& b) {
+  float f[kVector<T>], g[kVector<T>];
+  unpack<T>(a, f);
+  unpack<T>(b, g);
+#pragma unroll
+  for (int v = 0; v < kVector<T>; ++v) f[v] += g[v];
+  return pack<T>(f);
+}
+
 // ---- 8 threads on a row of 8 * kVector columns --------------------------------------------------
 
 // Where value v of a lane lies among the columns. Unaligned rows are dealt out element by element,
@@ -177,11 +192,14 @@ __device__ __forceinline__ Pack load_columns(const T* row, int lane, int limit) 
   return p;
 }
 
-template <class T, bool ALIGNED>
+// KEEP: the next kernel reads it.
+template <class T, bool ALIGNED, bool KEEP = false>
 __device__ __forceinline__ void store_columns(T* row, int lane, int limit,
                                               const float (&f)[kVector<T>]) {
   if constexpr (ALIGNED) {
-    if (lane * kVector<T> < limit) store_pack(row + lane * kVector<T>, pack<T>(f));
+    if (lane * kVector<T> >= limit) return;
+    const Pack v = pack<T>(f);
+    KEEP ? keep_pack(row + lane * kVector<T>, v) : store_pack(row + lane * kVector<T>, v);
   } else {
 #pragma unroll
     for (int v = 0; v < kVector<T>; ++v) {

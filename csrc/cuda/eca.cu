@@ -1,4 +1,5 @@
-// ECA on the GPU: out = x * sigmoid(bias + conv1d over channels of mean_hw(x)).
+// ECA on the GPU: out = s * sigmoid(bias + conv1d over channels of mean_hw(s)), s = x or
+// x + residual, and with pool = 2 the 2x2 max-pool of that (eca_windows.cuh).
 //
 // Forward: one launch pools x, one scales it: x is read twice and out written once (2R 1W, the
 // floor of specs for maps beyond L2; the second pass walks backwards, so that what the first one
@@ -6,8 +7,7 @@
 // grad_out * gate + ds / hw (3R 1W); its first blocks sum the gradients of the taps, and only
 // beyond kTapPlanes planes does a third launch add up their slices. How a sum is cut depends on the
 // sizes alone, so the bits do not depend on the card.
-#include "eca_pixels.cuh"
-#include "eca_planes.cuh"
+#include "eca_windows.cuh"
 
 namespace medseg::cuda {
 namespace {
@@ -25,20 +25,27 @@ void cut(int64_t length, int64_t rows, int64_t least, int64_t most, int64_t mult
   *parts = static_cast<int>(ceil_div(length, *part));
 }
 
-EcaPlan plan_of(int dtype, const EcaShape& s) {
+// `windows`: whether the sums too, and not only the map after them, go over windows.
+EcaPlan plan_of(int dtype, const EcaShape& s, bool windows) {
   EcaPlan p{};
-  p.n = s.n, p.c = s.c, p.hw = s.hw;
+  p.n = s.n, p.c = s.c, p.hw = s.hw, p.h = s.hw / s.w, p.w = s.w;
   p.stride_n = s.stride_n, p.pitch = s.pitch;
   p.taps = s.taps;
   p.slab = static_cast<int>(kLanes * 16 / dtype_size(dtype));
   p.slabs = static_cast<int>(ceil_div(s.c, p.slab));
+  const int64_t columns = s.channels_last ? 2 : 16 / dtype_size(dtype);  // of two rows at a time
+  p.runs = ceil_div(p.h, 2) * ceil_div(p.w, columns);
+  const int64_t summed = windows ? p.runs : p.hw, mapped = s.pool == 2 ? p.runs : p.hw;
   if (s.channels_last) {
     // Every block of the second pass adds up the parts of its channels: no more than 128 of them.
-    cut(s.hw, s.n * p.slabs, 256, 128, kRows, &p.parts, &p.part);
-    cut(s.hw, s.n * p.slabs, 64, kTargetBlocks, kRows, &p.map_parts, &p.map_part);
+    cut(summed, s.n * p.slabs, windows ? 64 : 256, 128, kRows, &p.parts, &p.part);
+    cut(mapped, s.n * p.slabs, 64, kTargetBlocks, kRows, &p.map_parts, &p.map_part);
   } else {
-    cut(s.hw, s.n * s.c, 8192, kTargetBlocks, 1024, &p.parts, &p.part);
-    p.map_parts = p.parts, p.map_part = p.part;
+    const int64_t run = 2 * columns;
+    cut(summed, s.n * s.c, windows ? 8192 / run : 8192, kTargetBlocks, windows ? kThreads : 1024,
+        &p.parts, &p.part);
+    cut(mapped, s.n * s.c, s.pool == 2 ? 8192 / run : 8192, kTargetBlocks, 1024, &p.map_parts,
+        &p.map_part);
   }
   p.tap_slices = static_cast<int>(ceil_div(s.n * s.c, kTapPlanes));
   return p;
@@ -46,79 +53,149 @@ EcaPlan plan_of(int dtype, const EcaShape& s) {
 
 bool fits(const EcaShape& s) { return s.taps >= 1 && s.taps <= kLargestTaps; }
 
-// Whether 16-byte accesses may be used on rows of `dense` elements that lie `pitch` apart.
-bool vectors(int dtype, const EcaShape& s, const void* x, const void* other) {
-  const int64_t v = 16 / dtype_size(dtype);
-  return aligned16(x) && aligned16(other) && s.c % v == 0 && s.pitch % v == 0 &&
-         s.stride_n % v == 0;
+// Whether 16-byte accesses may be used on rows of `row` elements of such maps.
+template <class T, class... P>
+bool vectors(const EcaPlan& p, int64_t row, const P*... maps) {
+  constexpr int64_t V = kVector<T>;
+  return (aligned16(maps) && ...) && row % V == 0 && p.pitch % V == 0 && p.stride_n % V == 0;
 }
 
 // Threads on one plane: a warp for a small one, else the whole block.
-bool small_planes(const EcaPlan& p) { return p.parts == 1 && p.hw <= 2048; }
+bool small_planes(const EcaPlan& p, int parts) { return parts == 1 && p.hw <= 2048; }
 
-unsigned plane_blocks(const EcaPlan& p, bool small) {
-  return static_cast<unsigned>(ceil_div(p.n * p.c * p.parts, small ? kThreads / kWarp : 1));
+unsigned plane_blocks(const EcaPlan& p, int parts, bool small) {
+  return static_cast<unsigned>(ceil_div(p.n * p.c * parts, small ? kThreads / kWarp : 1));
 }
 
-template <class T, bool DOT>
-cudaError_t reduce(const EcaPlan& p, bool channels_last, bool aligned, const void* x, const void* y,
+size_t pixel_shared(const EcaPlan& p) { return (3 * p.slab + p.taps - 1) * sizeof(float); }
+
+template <class T, Term TERM>
+cudaError_t reduce(const EcaPlan& p, bool channels_last, const void* x, const void* y, void* summed,
                    float* partial, cudaStream_t stream) {
   const T* tx = static_cast<const T*>(x);
   const T* ty = static_cast<const T*>(y);
+  T* sum = static_cast<T*>(summed);
   if (channels_last) {
-    auto* kernel = aligned ? reduce_pixels<T, DOT, true> : reduce_pixels<T, DOT, false>;
+    const bool aligned = vectors<T>(p, p.c, tx, ty, sum);
+    auto* kernel = aligned ? reduce_pixels<T, TERM, true> : reduce_pixels<T, TERM, false>;
     const dim3 grid(static_cast<unsigned>(p.n * p.slabs * p.parts));
-    return launch(kernel, grid, kThreads, 0, stream, p, tx, ty, partial);
+    return launch(kernel, grid, kThreads, 0, stream, p, tx, ty, sum, partial);
   }
-  const bool small = small_planes(p);
-  auto* kernel = small ? reduce_planes<T, DOT, kWarp> : reduce_planes<T, DOT, kThreads>;
-  return launch(kernel, dim3(plane_blocks(p, small)), kThreads, 0, stream, p, tx, ty, partial);
+  const bool small = small_planes(p, p.parts);
+  auto* kernel = small ? reduce_planes<T, TERM, kWarp> : reduce_planes<T, TERM, kThreads>;
+  const dim3 grid(plane_blocks(p, p.parts, small));
+  return launch(kernel, grid, kThreads, 0, stream, p, tx, ty, sum, partial);
 }
 
 template <class T, bool BACKWARD>
-cudaError_t map(const EcaPlan& p, bool channels_last, bool aligned, const void* x, void* out,
+cudaError_t map(const EcaPlan& p, bool channels_last, const void* x, void* out,
                 const EcaGates& gates, cudaStream_t stream) {
   const T* tx = static_cast<const T*>(x);
   T* tout = static_cast<T*>(out);
   const unsigned extra = static_cast<unsigned>(gates.tap_blocks);
   if (channels_last) {
+    const bool aligned = vectors<T>(p, p.c, tx, tout);
     auto* kernel = aligned ? map_pixels<T, BACKWARD, true> : map_pixels<T, BACKWARD, false>;
     const unsigned blocks = out ? static_cast<unsigned>(p.n * p.slabs * p.map_parts) : 0;
-    const size_t shared = (3 * p.slab + p.taps - 1) * sizeof(float);
-    return launch(kernel, dim3(blocks + extra), kThreads, shared, stream, p, tx, tout, gates);
+    const dim3 grid(blocks + extra);
+    return launch(kernel, grid, kThreads, pixel_shared(p), stream, p, tx, tout, gates);
   }
-  const bool small = small_planes(p);
+  const bool small = small_planes(p, p.parts);
   auto* kernel = small ? map_planes<T, BACKWARD, kWarp> : map_planes<T, BACKWARD, kThreads>;
-  const unsigned blocks = out ? plane_blocks(p, small) : 0;
+  const unsigned blocks = out ? plane_blocks(p, p.parts, small) : 0;
   return launch(kernel, dim3(blocks + extra), kThreads, 0, stream, p, tx, tout, gates);
+}
+
+// One pass over the windows; kSpread without an `out` only sums the gradients of the taps.
+template <class T, Pass PASS>
+cudaError_t windows(const EcaPlan& p, bool channels_last, const EcaMaps<T>& maps,
+                    const EcaGates& gates, float* partial, cudaStream_t stream) {
+  const bool aligned =
+      vectors<T>(p, channels_last ? p.c : p.w, maps.x, maps.grad, maps.summed, maps.out) &&
+      maps.summed_pitch % kVector<T> == 0 && maps.summed_n % kVector<T> == 0;
+  const int parts = PASS == kSum ? p.parts : p.map_parts;
+  const unsigned extra = PASS == kSpread ? static_cast<unsigned>(gates.tap_blocks) : 0;
+  const bool writes = PASS == kSum || maps.out, small = small_planes(p, parts);
+  if (channels_last) {
+    auto* kernel = aligned ? windows_pixels<T, PASS, true> : windows_pixels<T, PASS, false>;
+    const unsigned blocks = writes ? static_cast<unsigned>(p.n * p.slabs * parts) : 0;
+    const dim3 grid(blocks + extra);
+    return launch(kernel, grid, kThreads, pixel_shared(p), stream, p, maps, gates, partial);
+  }
+  const unsigned blocks = writes ? plane_blocks(p, parts, small) : 0;
+  auto* kernel =
+      aligned
+          ? (small ? windows_planes<T, PASS, true, kWarp> : windows_planes<T, PASS, true, kThreads>)
+          : (small ? windows_planes<T, PASS, false, kWarp>
+                   : windows_planes<T, PASS, false, kThreads>);
+  return launch(kernel, dim3(blocks + extra), kThreads, 0, stream, p, maps, gates, partial);
+}
+
+// What the second pass reads: the dense sum of the first, or x with its gaps; grad_out likewise.
+EcaPlan dense(EcaPlan p, bool channels_last) {
+  p.stride_n = p.c * p.hw;
+  p.pitch = channels_last ? p.c : p.hw;
+  return p;
+}
+
+template <class T>
+cudaError_t run_forward(const EcaPlan& first, const EcaForward& a, const EcaGates& gates,
+                        cudaStream_t stream) {
+  const bool last = a.shape.channels_last;
+  float* partial = static_cast<float*>(a.scratch);
+  const cudaError_t error =
+      a.residual ? reduce<T, kAdd>(first, last, a.x, a.residual, a.summed, partial, stream)
+                 : reduce<T, kOne>(first, last, a.x, nullptr, nullptr, partial, stream);
+  if (error != cudaSuccess) return error;
+  const EcaPlan p = a.residual ? dense(first, last) : first;
+  const void* x = a.residual ? a.summed : a.x;
+  if (a.shape.pool != 2) return map<T, false>(p, last, x, a.out, gates, stream);
+  const EcaMaps<T> maps{static_cast<const T*>(x), nullptr, nullptr, 0, 0, static_cast<T*>(a.out)};
+  return windows<T, kPool>(p, last, maps, gates, nullptr, stream);
+}
+
+template <class T>
+cudaError_t run_backward(const EcaPlan& p, const EcaBackward& a, const EcaGates& gates,
+                         cudaStream_t stream) {
+  const bool last = a.shape.channels_last;
+  float* partial = static_cast<float*>(a.scratch);
+  if (a.shape.pool != 2) {
+    const cudaError_t error = reduce<T, kDot>(p, last, a.x, a.grad_out, nullptr, partial, stream);
+    if (error != cudaSuccess) return error;
+    return map<T, true>(dense(p, last), last, a.grad_out, a.grad_x, gates, stream);
+  }
+  const EcaMaps<T> maps{static_cast<const T*>(a.x),
+                        static_cast<const T*>(a.grad_out),
+                        static_cast<const T*>(a.grad_summed),
+                        a.summed_n,
+                        a.summed_pitch,
+                        static_cast<T*>(a.grad_x)};
+  const cudaError_t error = windows<T, kSum>(p, last, maps, gates, partial, stream);
+  if (error != cudaSuccess) return error;
+  return windows<T, kSpread>(p, last, maps, gates, nullptr, stream);
 }
 
 }  // namespace
 
 size_t eca_scratch(int dtype, const EcaShape& shape) {
   if (shape.n * shape.c * shape.hw == 0) return 256;
-  const EcaPlan p = plan_of(dtype, shape);
-  return (p.n * p.c * p.parts + (p.taps + 1) * static_cast<int64_t>(p.tap_slices)) * sizeof(float);
+  const EcaPlan p = plan_of(dtype, shape, false), q = plan_of(dtype, shape, true);
+  return (p.n * p.c * std::max(p.parts, q.parts) +
+          (p.taps + 1) * static_cast<int64_t>(p.tap_slices)) *
+         sizeof(float);
 }
 
 cudaError_t eca_forward(int dtype, const EcaForward& a, cudaStream_t stream) {
   const EcaShape& s = a.shape;
   if (!fits(s)) return cudaErrorInvalidValue;
   if (s.n * s.c * s.hw == 0) return cudaSuccess;
-  const EcaPlan p = plan_of(dtype, s);
-  const bool aligned = vectors(dtype, s, a.x, a.out);
-  float* partial = static_cast<float*>(a.scratch);
+  const EcaPlan p = plan_of(dtype, s, false);
   EcaGates gates{};
   gates.weight = a.weight, gates.bias = a.bias;
-  gates.partial = partial;
+  gates.partial = static_cast<float*>(a.scratch);
   gates.pooled = a.saved, gates.gate = a.saved + s.n * s.c;
-  return with_dtype(dtype, [&](auto element) {
-    using T = decltype(element);
-    const cudaError_t error =
-        reduce<T, false>(p, s.channels_last, aligned, a.x, nullptr, partial, stream);
-    if (error != cudaSuccess) return error;
-    return map<T, false>(p, s.channels_last, aligned, a.x, a.out, gates, stream);
-  });
+  return with_dtype(
+      dtype, [&](auto element) { return run_forward<decltype(element)>(p, a, gates, stream); });
 }
 
 cudaError_t eca_backward(int dtype, const EcaBackward& a, cudaStream_t stream) {
@@ -128,7 +205,7 @@ cudaError_t eca_backward(int dtype, const EcaBackward& a, cudaStream_t stream) {
     const cudaError_t error = set_zero(a.grad_weight, s.taps, stream);
     return error != cudaSuccess ? error : set_zero(a.grad_bias, 1, stream);
   }
-  const EcaPlan p = plan_of(dtype, s);
+  const EcaPlan p = plan_of(dtype, s, s.pool == 2);
   EcaGates gates{};
   gates.weight = a.weight;
   gates.grad_weight = a.grad_weight, gates.grad_bias = a.grad_bias;
@@ -138,18 +215,8 @@ cudaError_t eca_backward(int dtype, const EcaBackward& a, cudaStream_t stream) {
   gates.gate = gates.pooled + s.n * s.c;
   gates.slices = partial + s.n * s.c * p.parts;
   gates.tap_blocks = (s.taps + 1) * p.tap_slices;
-  const cudaError_t error = with_dtype(dtype, [&](auto element) {
-    using T = decltype(element);
-    const bool aligned = vectors(dtype, s, a.x, a.grad_out);
-    const cudaError_t failed =
-        reduce<T, true>(p, s.channels_last, aligned, a.x, a.grad_out, partial, stream);
-    if (failed != cudaSuccess) return failed;
-    EcaPlan dense = p;  // from here on grad_out takes the place of x, and it has no gaps
-    dense.stride_n = s.c * s.hw;
-    dense.pitch = s.channels_last ? s.c : s.hw;
-    const bool even = aligned16(a.grad_out) && aligned16(a.grad_x) && s.c % kVector<T> == 0;
-    return map<T, true>(dense, s.channels_last, even, a.grad_out, a.grad_x, gates, stream);
-  });
+  const cudaError_t error = with_dtype(
+      dtype, [&](auto element) { return run_backward<decltype(element)>(p, a, gates, stream); });
   if (error != cudaSuccess || p.tap_slices == 1) return error;
   return launch(add_slices, dim3(s.taps + 1), kThreads, 0, stream, p, gates);
 }

@@ -14,12 +14,16 @@ constexpr int kUnroll = 4;                // independent 16-byte loads in flight
 // A plane (channels_last: an image) is pooled in `parts` of `part` positions and mapped in
 // `map_parts` of `map_part`; `slab` channels make one 128-byte line.
 struct EcaPlan {
-  int64_t n, c, hw, stride_n, pitch;
+  int64_t n, c, hw, h, w, stride_n, pitch;
   int64_t part, map_part;
+  int64_t runs;  // with the max-pool, what is cut: rows of windows, kVector columns or one window
   int parts, map_parts;
   int slab, slabs;
   int taps, tap_slices;
 };
+
+// What is summed: x, x * other, or x + other, which is also stored, and so rounded.
+enum Term { kOne, kDot, kAdd };
 
 struct EcaGates {
   Param weight, bias;

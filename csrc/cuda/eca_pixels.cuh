@@ -14,50 +14,27 @@ struct PixelBlock {
 
 // Slabs vary fastest, so that blocks that run together read whole pixels between them.
 __device__ __forceinline__ PixelBlock pixel_block(const EcaPlan& p, int64_t block, int parts,
-                                                  int64_t part) {
+                                                  int64_t part, int64_t length) {
   PixelBlock b;
   b.channel = block % p.slabs * p.slab;
   b.part = static_cast<int>(block / p.slabs % parts);
   b.n = block / p.slabs / parts;
   b.first = b.part * part;
-  b.last = b.first + part < p.hw ? b.first + part : p.hw;
+  b.last = b.first + part < length ? b.first + part : length;
   b.limit = static_cast<int>(p.c - b.channel);
   return b;
 }
 
-// partial[n, c, part] = sum over the part's pixels of x (DOT: x * y). A block owns one slab of
-// channels, 8 threads on its 128 bytes and 32 pixels side by side; reads x (and y) once.
-template <class T, bool DOT, bool ALIGNED>
-__global__ void __launch_bounds__(kThreads)
-    reduce_pixels(const EcaPlan p, const T* x, const T* y, float* partial) {
+// partial[n, c, part] = the sum of acc over the pixels side by side in the block.
+template <class T, bool ALIGNED>
+__device__ __forceinline__ void store_slab_sum(const EcaPlan& p, const PixelBlock& b,
+                                               const float (&acc)[kVector<T>], float* partial) {
   constexpr int V = kVector<T>, COLUMNS = kLanes * V;
   struct Rows {
     float sum[kRows][COLUMNS + 1];
   };
   MEDSEG_SHARED(Rows, rows);
-  const PixelBlock b = pixel_block(p, blockIdx.x, p.parts, p.part);
   const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
-  const T* xs = x + b.n * p.stride_n + b.channel;
-  const T* ys = DOT ? y + b.n * p.hw * p.c + b.channel : nullptr;
-  float acc[V] = {};
-  for (int64_t i = b.first + row; i < b.last; i += kRows * kUnroll) {
-    Pack f[kUnroll], g[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t at = i + u * kRows;
-      const int limit = at < b.last ? b.limit : 0;
-      f[u] = load_columns<T, ALIGNED>(xs + at * p.pitch, lane, limit);
-      if (DOT) g[u] = load_columns<T, ALIGNED>(ys + at * p.c, lane, limit);
-    }
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      float a[V], c[V];
-      unpack<T>(f[u], a);
-      if (DOT) unpack<T>(g[u], c);
-#pragma unroll
-      for (int v = 0; v < V; ++v) acc[v] = DOT ? fmaf(a[v], c[v], acc[v]) : acc[v] + a[v];
-    }
-  }
 #pragma unroll
   for (int v = 0; v < V; ++v) rows.sum[row][column<T, ALIGNED>(lane, v)] = acc[v];
   __syncthreads();
@@ -66,6 +43,45 @@ __global__ void __launch_bounds__(kThreads)
   float sum = 0.0f;
   for (int r = 0; r < kRows; ++r) sum += rows.sum[r][t];
   partial[(b.n * p.c + b.channel + t) * p.parts + b.part] = sum;
+}
+
+// partial[n, c, part] = sum over the part's pixels of x, x * y or x + y. A block owns one slab of
+// channels, 8 threads on its 128 bytes and 32 pixels side by side; reads x (and y) once.
+template <class T, Term TERM, bool ALIGNED>
+__global__ void __launch_bounds__(kThreads)
+    reduce_pixels(const EcaPlan p, const T* x, const T* y, T* summed, float* partial) {
+  constexpr int V = kVector<T>;
+  const PixelBlock b = pixel_block(p, blockIdx.x, p.parts, p.part, p.hw);
+  const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
+  const T* xs = x + b.n * p.stride_n + b.channel;
+  const int64_t dense = b.n * p.hw * p.c + b.channel;
+  float acc[V] = {};
+  for (int64_t i = b.first + row; i < b.last; i += kRows * kUnroll) {
+    Pack f[kUnroll], g[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t at = i + u * kRows;
+      const int limit = at < b.last ? b.limit : 0;
+      f[u] = load_columns<T, ALIGNED>(xs + at * p.pitch, lane, limit);
+      if (TERM != kOne) g[u] = load_columns<T, ALIGNED>(y + dense + at * p.c, lane, limit);
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t at = i + u * kRows;
+      float a[V], c[V];
+      if constexpr (TERM == kAdd) {
+        f[u] = add_packs<T>(f[u], g[u]);
+        unpack<T>(f[u], a);
+        store_columns<T, ALIGNED, true>(summed + dense + at * p.c, lane, at < b.last ? b.limit : 0,
+                                        a);
+      }
+      unpack<T>(f[u], a);
+      if (TERM == kDot) unpack<T>(g[u], c);
+#pragma unroll
+      for (int v = 0; v < V; ++v) acc[v] = TERM == kDot ? fmaf(a[v], c[v], acc[v]) : acc[v] + a[v];
+    }
+  }
+  store_slab_sum<T, ALIGNED>(p, b, acc, partial);
 }
 
 // What the taps are applied to, for channels first - half .. first + slab + half of image n:
@@ -105,6 +121,24 @@ __device__ __forceinline__ void slab_gates(const EcaPlan& p, const EcaGates& g, 
   if (!BACKWARD && b.part == 0) g.pooled[plane] = values[t + p.taps / 2], g.gate[plane] = factor[t];
 }
 
+// The factor and the shift of this thread's channels.
+template <class T, bool BACKWARD, bool ALIGNED>
+__device__ __forceinline__ void slab_gate(const EcaPlan& p, const EcaGates& g, const PixelBlock& b,
+                                          float* shared, float (&factor)[kVector<T>],
+                                          float (&shift)[kVector<T>]) {
+  float* const factors = shared;
+  float* const shifts = shared + p.slab;
+  load_neighbours<BACKWARD>(p, g, b, shared + 2 * p.slab);
+  __syncthreads();
+  slab_gates<BACKWARD>(p, g, b, shared + 2 * p.slab, factors, shifts);
+  __syncthreads();
+#pragma unroll
+  for (int v = 0; v < kVector<T>; ++v) {
+    const int at = column<T, ALIGNED>(threadIdx.x % kLanes, v);
+    if (at < b.limit) factor[v] = factors[at], shift[v] = shifts[at];
+  }
+}
+
 // The same map as map_planes; a block owns one slab of channels of some pixels.
 template <class T, bool BACKWARD, bool ALIGNED>
 __global__ void __launch_bounds__(kThreads)
@@ -112,20 +146,10 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int V = kVector<T>;
   MEDSEG_DYNAMIC_SHARED(float, shared);
   if (BACKWARD && blockIdx.x < static_cast<unsigned>(g.tap_blocks)) return tap_gradient(p, g);
-  const PixelBlock b = pixel_block(p, gridDim.x - 1 - blockIdx.x, p.map_parts, p.map_part);
-  float* const factors = shared;
-  float* const shifts = shared + p.slab;
-  load_neighbours<BACKWARD>(p, g, b, shared + 2 * p.slab);
-  __syncthreads();
-  slab_gates<BACKWARD>(p, g, b, shared + 2 * p.slab, factors, shifts);
-  __syncthreads();
-  const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
+  const PixelBlock b = pixel_block(p, gridDim.x - 1 - blockIdx.x, p.map_parts, p.map_part, p.hw);
   float factor[V] = {}, shift[V] = {};
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int at = column<T, ALIGNED>(lane, v);
-    if (at < b.limit) factor[v] = factors[at], shift[v] = shifts[at];
-  }
+  slab_gate<T, BACKWARD, ALIGNED>(p, g, b, shared, factor, shift);
+  const int lane = threadIdx.x % kLanes, row = threadIdx.x / kLanes;
   const T* xs = x + b.n * p.stride_n + b.channel;
   T* outs = out + b.n * p.hw * p.c + b.channel;
   for (int64_t i = b.first + row; i < b.last; i += kRows * kUnroll) {

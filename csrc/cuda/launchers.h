@@ -19,28 +19,33 @@ struct Param {
   int dtype;
 };
 
-// x is (n, c, hw): planes of hw dense elements, or, with channels_last, pixels of c dense ones.
+// x is (n, c, hw), rows of w: planes of hw dense elements, or, with channels_last, pixels of c
+// dense ones. With pool = 2, out and grad_out are a quarter of it: (n, c, hw / w / 2, w / 2).
 struct EcaShape {
-  int64_t n, c, hw;
+  int64_t n, c, hw, w;
   int64_t stride_n, pitch;  // of x: between images; between planes (channels_last: pixels)
   bool channels_last;
-  int taps;
+  int taps, pool;
 };
 
-// out, grad_out and grad_x are dense in the memory order of x.
+// All but x and grad_summed is dense, in the memory order of x.
 struct EcaForward {
   EcaShape shape;
   const void* x;
-  Param weight, bias;  // (taps), (1) or absent
+  const void* residual;  // null, or added to x first
+  Param weight, bias;    // (taps), (1) or absent
   void* out;
+  void* summed;  // x + residual, null without
   float* saved;  // (2, n, c): mean, gate
   void* scratch;
 };
 
 struct EcaBackward {
   EcaShape shape;
-  const void* x;
+  const void* x;  // what was gated: the sum where there was a residual
   const void* grad_out;
+  const void* grad_summed;         // with pool = 2: null, or added to grad_x
+  int64_t summed_n, summed_pitch;  // its strides, as those of x
   Param weight;
   const float* saved;
   void* grad_x;        // null: not wanted

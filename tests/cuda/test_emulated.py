@@ -14,6 +14,7 @@ from medseg.kernels import eca_attention, triplet_attention
 from medseg.kernels.eca.reference import eca_reference
 from medseg.kernels.triplet import cuda as triplet_cuda
 from medseg.kernels.triplet.reference import triplet_reference
+from tests.kernels.eca_cases import POOLED, check_pool, first_of_equals, joined
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 
 # Beside the common shapes: more than one tile, part and gate tile in every direction, and tiles
@@ -63,6 +64,9 @@ def triplet(op, training, gates, **options):
 fused_eca = functools.partial(eca_attention, backend="cuda")
 
 
+fused_pooled_eca = joined(eca_attention, 2, backend="cuda")
+
+
 def fused_triplet(training, gates):
     return triplet(triplet_attention, training, gates, backend="cuda")
 
@@ -72,6 +76,22 @@ def fused_triplet(training, gates):
 def test_eca(emulator, shape, dtype):
     for x in layouts(shape, dtype):
         check(fused_eca, eca_reference, x, eca_params(3, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", (*POOLED[:5], (1, 2, 98, 96), (2, 72, 7, 24)))
+def test_eca_adds_and_pools(emulator, shape, dtype):
+    for x in layouts(shape, dtype):
+        check_pool(eca_attention, x, eca_params(3, dtype), backend="cuda")
+
+
+@pytest.mark.parametrize("shape", ((1, 5, 7, 20), (1, 8, 8, 24)))
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_first_of_equal_maxima_behind_eca_gets_the_gradient(emulator, layout, shape):
+    x = torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(0)).float()
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    got = first_of_equals(eca_attention, x, backend="cuda")
+    assert torch.equal(got, first_of_equals(eca_reference, x))
 
 
 @pytest.mark.parametrize("taps", (1, 5, 9))
@@ -146,6 +166,11 @@ def test_nan_and_infinity_travel_as_in_the_reference(emulator, dtype, bad):
             (fused_eca, eca_reference, eca_params(3, dtype)),
             (fused_eca, eca_reference, eca_params(5, dtype)),
             (
+                functools.partial(fused_eca, pool=2),
+                functools.partial(eca_reference, pool=2),
+                eca_params(3, dtype),
+            ),
+            (
                 fused_triplet(False, 3),
                 triplet(triplet_reference, False, 3),
                 triplet_params(3, 3, dtype),
@@ -168,6 +193,7 @@ def everything(x):
     """Outputs and gradients of both ops, training and evaluation."""
     return [
         *with_gradients(fused_eca, x, eca_params(5, x.dtype)),
+        *with_gradients(fused_pooled_eca, x, [x.flip(0), *eca_params(5, x.dtype)]),
         *with_gradients(fused_triplet(True, 3), x, triplet_params(3, 7, x.dtype)),
         *with_gradients(fused_triplet(False, 2), x, triplet_params(2, 3, x.dtype)),
     ]
@@ -212,6 +238,9 @@ def test_launches(emulator, layout):
     out, forward = count(lambda: fused_eca(x, *eca_params(3, x.dtype)))
     _, backward = count(lambda: out.sum().backward())
     assert (forward, backward) == (2, 2)
+    out, forward = count(lambda: fused_pooled_eca(x, x.flip(0), *eca_params(3, x.dtype)))
+    _, backward = count(lambda: out.sum().backward())
+    assert (forward, backward) == (2, 2)
     params = triplet_params(3, 7, x.dtype)
     for training, expected in ((False, (3, 4)), (True, (4, 4))):
         out, forward = count(lambda t=training: fused_triplet(t, 3)(x, *params))
@@ -228,6 +257,9 @@ def test_empty_maps_need_no_launch(emulator, shape):
     grads = torch.autograd.grad(out.sum(), [x, *params])
     assert out.shape == shape and not any(g.any() for g in grads)
     if 0 not in shape[1:]:
+        out = fused_pooled_eca(x, x, *params)
+        assert out.shape == (0, 3, 2, 2)
+        assert not any(g.any() for g in torch.autograd.grad(out.sum(), [x, *params]))
         params = [p.requires_grad_() for p in triplet_params(3, 3, x.dtype)]
         out = fused_triplet(True, 3)(x, *params)
         grads = torch.autograd.grad(out.sum(), [x, *params])
@@ -238,9 +270,9 @@ def test_empty_maps_need_no_launch(emulator, shape):
 def test_empty_batch_behind_the_python_door(emulator):
     """The C++ launchers answer for an empty batch themselves: gradients are zero."""
     module, grads = emulator.module, torch.full((4,), torch.nan)
-    shape = module.EcaShape((0, 3, 4), (12, 4), False, 3)
+    shape = module.EcaShape((0, 3, 2, 2), (12, 4), False, 3, 1)
     at = grads.data_ptr()
-    module.eca_backward(0, 0, 0, shape, 0, 0, (at, 0), 0, 0, at, at + 12, 0)
+    module.eca_backward(0, 0, 0, shape, 0, 0, 0, (0, 0), (at, 0), 0, 0, at, at + 12, 0)
     assert not grads.any()
     stats = torch.full((3, 3), torch.nan)
     shape = module.TripletShape(
@@ -255,9 +287,9 @@ def test_refusals(emulator):
     x = torch.randn(1, 2, 4, 4)
     with pytest.raises(ValueError, match=r"k of at most 25 for backend 'cuda'"):
         fused_triplet(False, 3)(x, *triplet_params(3, 27, x.dtype))
-    shape = emulator.module.EcaShape((1, 2, 16), (32, 16), False, 10001)
+    shape = emulator.module.EcaShape((1, 2, 4, 4), (32, 16), False, 10001, 1)
     with pytest.raises(RuntimeError, match="CUDA launch failed: invalid argument"):
-        emulator.module.eca_forward(0, 0, 0, shape, 0, (0, 0), (0, 0), 0, 0, 0)
+        emulator.module.eca_forward(0, 0, 0, shape, 0, 0, (0, 0), (0, 0), 0, 0, 0, 0)
 
 
 def test_module_tells_how_it_was_built(emulator):

@@ -15,12 +15,14 @@ from tests.cuda.test_emulated import (
     eca_params,
     everything,
     fused_eca,
+    fused_pooled_eca,
     fused_triplet,
     triplet,
     triplet_params,
     with_gradients,
 )
 from tests.cuda.test_emulated_split import CASES
+from tests.kernels.eca_cases import POOLED, check_pool
 from tests.kernels.split_cases import split_pair, split_params
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 
@@ -45,6 +47,13 @@ def test_eca(shape, dtype):
     for taps, bias in ((3, True), (5, False)):
         for x in layouts(shape, dtype, "cuda"):
             check(fused_eca, eca_reference, x, on_gpu(eca_params(taps, dtype, bias)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", (*POOLED, (4, 64, 256, 256), (2, 512, 33, 31)))
+def test_eca_adds_and_pools(shape, dtype):
+    for x in layouts(shape, dtype, "cuda"):
+        check_pool(eca_attention, x, eca_params(3, dtype), backend="cuda")
 
 
 @pytest.mark.parametrize("training", (False, True))
@@ -101,6 +110,7 @@ def steps(x):
     eca = on_gpu(eca_params(3, x.dtype))
     tri = on_gpu(triplet_params(3, 7, x.dtype))
     yield "eca", 2, 2, functools.partial(fused_eca, x, *eca)
+    yield "pooled eca", 2, 2, functools.partial(fused_pooled_eca, x, x.detach().flip(0), *eca)
     yield "triplet inference", 3, 4, functools.partial(fused_triplet(False, 3), x, *tri)
     yield "triplet training", 4, 4, functools.partial(fused_triplet(True, 3), x, *tri)
     split = on_gpu(split_params(x.shape[1] // 2, 32, 2))

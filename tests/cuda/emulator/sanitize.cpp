@@ -33,21 +33,43 @@ void expect(cudaError_t error, const char* what) {
 
 size_t width(int dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-void run_eca(int dtype, int64_t n, int64_t c, int64_t hw, bool channels_last, int taps) {
-  const int64_t pitch = channels_last ? c : hw;
-  const EcaShape shape{n, c, hw, c * hw, pitch, channels_last, taps};
+// With pool 2 there is a residual and a gradient of the sum too.
+void run_eca(int dtype, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, int taps,
+             int pool) {
+  const int64_t hw = h * w, pitch = channels_last ? c : hw;
+  const EcaShape shape{n, c, hw, w, c * hw, pitch, channels_last, taps, pool};
   const size_t bytes = static_cast<size_t>(n * c * hw) * width(dtype);
-  const Buffer x(bytes), out(bytes), grad(bytes), weight(taps * 4), bias(4), grads(taps * 4);
-  const Buffer saved(static_cast<size_t>(2 * n * c) * 4), grad_bias(4);
-  const Param w{weight.get(), kFloat32}, b{bias.get(), kFloat32};
+  const size_t pooled = static_cast<size_t>(n * c * (h / pool) * (w / pool)) * width(dtype);
+  const Buffer x(bytes), out(pooled), grad(bytes), weight(taps * 4), bias(4), grads(taps * 4);
+  const Buffer saved(static_cast<size_t>(2 * n * c) * 4), grad_bias(4), residual(bytes);
+  const Buffer summed(bytes), grad_summed(bytes);
+  const bool adds = pool == 2;
+  const Param wp{weight.get(), kFloat32}, b{bias.get(), kFloat32};
   const Buffer forward(eca_scratch(dtype, shape), 0xff);
-  expect(eca_forward(dtype, {shape, x.get(), w, b, out.get(), saved.floats(), forward.get()}, {}),
-         "eca_forward");
+  const EcaForward first{shape,
+                         x.get(),
+                         adds ? residual.get() : nullptr,
+                         wp,
+                         b,
+                         out.get(),
+                         adds ? summed.get() : nullptr,
+                         saved.floats(),
+                         forward.get()};
+  expect(eca_forward(dtype, first, {}), "eca_forward");
   const Buffer backward(eca_scratch(dtype, shape), 0xff);
-  const EcaBackward args{shape,          x.get(),    out.get(),      w,
-                         saved.floats(), grad.get(), grads.floats(), grad_bias.floats(),
-                         backward.get()};
-  expect(eca_backward(dtype, args, {}), "eca_backward");
+  const EcaBackward second{shape,
+                           adds ? summed.get() : x.get(),
+                           out.get(),
+                           adds ? grad_summed.get() : nullptr,
+                           c * hw,
+                           pitch,
+                           wp,
+                           saved.floats(),
+                           grad.get(),
+                           grads.floats(),
+                           grad_bias.floats(),
+                           backward.get()};
+  expect(eca_backward(dtype, second, {}), "eca_backward");
 }
 
 void run_triplet(int dtype, int64_t n, int64_t a0, int64_t a1, int64_t a2, int gates, int taps,
@@ -157,9 +179,11 @@ void run_split(int dtype, int64_t n, int64_t c, int64_t hw, bool channels_last, 
 int main() {
   for (const int dtype : {kFloat32, kBFloat16, kFloat16}) {
     for (const bool channels_last : {false, true}) {
-      run_eca(dtype, 2, 7, 17 * 19, channels_last, 3);
-      run_eca(dtype, 1, 72, 300, channels_last, 5);
-      run_eca(dtype, 2, 1, 1, channels_last, 9);
+      for (const int pool : {1, 2}) {
+        run_eca(dtype, 2, 7, 17, 19, channels_last, 3, pool);
+        run_eca(dtype, 1, 72, 15, 24, channels_last, 5, pool);
+        run_eca(dtype, 2, 1, pool, pool, channels_last, 9, pool);
+      }
       run_split(dtype, 2, 7, 17 * 19, channels_last, 2, 1, 5, true);
       run_split(dtype, 1, 72, 130, channels_last, 4, 2, 6, false);
       run_split(dtype, 9, 3, 1, channels_last, 3, 3, 36, true);
@@ -169,8 +193,9 @@ int main() {
     run_triplet(dtype, 1, 8, 64, 64, 2, 3, true);
     run_triplet(dtype, 2, 1, 1, 2, 3, 5, true);
   }
-  run_eca(kFloat32, 1, 3, 9001, false, 3);
-  run_eca(kFloat32, 2, 5000, 3, true, 3);
+  run_eca(kFloat32, 1, 3, 1, 9001, false, 3, 1);
+  run_eca(kFloat32, 1, 3, 90, 204, false, 3, 2);
+  run_eca(kFloat32, 2, 5000, 1, 3, true, 3, 1);
   run_split(kFloat32, 1, 1, 5001, false, 1, 1, 2, false);
   run_triplet(kFloat32, 1, 3, 40, 5, 3, 25, true);
   std::puts("done");
