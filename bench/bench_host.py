@@ -20,7 +20,7 @@ def tiny_cases():
 
 @pytest.mark.parametrize("case", tiny_cases(), ids=str)
 def bench_host(case, measuring, benchmark, keep_rows):
-    setup = prepare(case, compiled=measuring)
+    setup = prepare(case, compiled=measuring and not case.training)
     steps = {name: setup.step(case, name) for name in setup.contenders}
     found = host_seconds(steps, blocks=20 if measuring else 1)
     rows = [

@@ -8,7 +8,10 @@ import torch
 LARGE = (4, 64, 256, 256)  # where the figures hold: a first level at 256, batch 4
 HUGE = (16, 64, 256, 256)  # the same on a GPU, batch 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+LAYOUTS = {
+    "nchw": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 BOTH = ("nchw", "channels_last")
 NCHW = ("nchw",)
 FP32 = ("float32",)
@@ -56,7 +59,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(LARGE, BOTH, BF16),
         Row((1, 64, 512, 512)),  # DRA-Net, the first level
         Row((2, 128, 128, 128), BOTH),
-        Row((2, 512, 32, 32), BOTH),
+        Row((2, 512, 32, 32)),
         Row((2, 256, 16, 16)),  # HPDDRNet, stage 4 at 512
         Row((2, 7, 256, 256)),  # DRA-Net, the logits
         Row((2, 7, 97, 83), BOTH),
@@ -66,7 +69,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "eca_pool": (  # DRA-Net's levels
         Row(LARGE, BOTH, BF16),
         Row((1, 64, 512, 512)),
-        Row((2, 256, 64, 64), BOTH),
+        Row((2, 256, 64, 64)),
         Row((2, 7, 97, 83), BOTH),
     ),
     "triplet": (
@@ -84,7 +87,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row((4, 128, 128, 128), BOTH),  # the first block
         Row((4, 512, 32, 32), BOTH),
         Row((4, 128, 64, 64), options=(("radix", 1),)),
-        Row((4, 128, 64, 64), BOTH, options=(("radix", 4), ("cardinality", 2))),
+        Row((4, 128, 64, 64), options=(("radix", 4), ("cardinality", 2))),
         Row((4, 14, 97, 83), BOTH),
         Row((4, 64, 32, 32), dtypes=("float16",)),
         Row((4, 16, 8, 8)),
@@ -94,7 +97,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(LARGE, BOTH, BF16),
         Row((1, 64, 512, 512)),
         Row((2, 128, 128, 128), BOTH),
-        Row((2, 512, 32, 32), BOTH),
+        Row((2, 512, 32, 32)),
         Row((2, 7, 97, 83), BOTH),
         Row((2, 64, 32, 32), dtypes=("float16",)),
         Row((1, 16, 8, 8)),

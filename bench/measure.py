@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = (7, 60)
+FEWEST = 3
 SAMPLE = 3e-4  # on a CPU a sample repeats a short call until it lasts this long
 
 Calls = dict[str, Callable[[], Any]]
@@ -30,23 +31,27 @@ def synchronise() -> None:
 def interleaved(contenders: Calls, budget: float, rounds: tuple[int, int] = ROUNDS) -> Samples:
     """Seconds of each call; every round runs each contender once, after two runs unmeasured.
 
+    A contender that would take the whole budget for itself runs in some of the rounds only.
+
     Args:
         contenders: what to time, by name.
         budget: seconds to spend, the first runs aside.
         rounds: how many at least and at most.
     """
-    repeats, estimate = {}, 0.0
+    repeats, seconds = {}, {}
     for name, call in contenders.items():
         call()
-        seconds = sample(call, 1)
-        repeats[name] = 1 if on_gpu() else max(1, min(100, int(SAMPLE / seconds)))
-        estimate += seconds * repeats[name]
+        once = sample(call, 1)
+        repeats[name] = 1 if on_gpu() else max(1, min(100, int(SAMPLE / once)))
+        seconds[name] = once * repeats[name]
     low, high = rounds
-    count = max(low, min(high, int(budget / estimate)))
+    count = max(low, min(high, int(budget / sum(seconds.values()))))
+    turns = {k: min(count, max(FEWEST, int(budget / s))) for k, s in seconds.items()}
     found: Samples = {name: [] for name in contenders}
-    for _ in range(count):
+    for turn in range(count):
         for name, call in contenders.items():
-            found[name].append(sample(call, repeats[name]))
+            if turn * turns[name] % count < turns[name]:
+                found[name].append(sample(call, repeats[name]))
     return found
 
 

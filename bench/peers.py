@@ -4,7 +4,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
@@ -88,18 +87,18 @@ def _like(module: nn.Module, case: Case, x: Tensor) -> nn.Module:
 
 
 def _conv2d(case: Case, inputs: list[Tensor]) -> Peer:
-    """The folded stencil as PyTorch's own depthwise convolution; learned gains fold every time."""
-    x, *others, gains = inputs
-    wanted = [t for t in inputs if t.requires_grad]
+    """The folded stencil as PyTorch's own depthwise convolution, and a concatenation behind it.
 
-    def call(x: Tensor, *others: Tensor, weight: Tensor | None = None) -> Tensor:
-        weight = folded(others[-1], x) if weight is None else weight
+    Not for learned gains: the gradient of such weights takes it seconds at the large map.
+    """
+    x, *up, gains = inputs
+    weight = folded(gains, x)
+
+    def call(x: Tensor, *up: Tensor) -> Tensor:
         y = F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
-        return torch.cat((others[0], y), 1) if case.op == "mde_concat" else y
+        return torch.cat((*up, y), 1) if up else y
 
-    if gains.requires_grad:
-        return call, inputs, wanted
-    return partial(call, weight=folded(gains, x)), [x, *others], wanted
+    return call, [x, *up], [t for t in inputs if t.requires_grad]
 
 
 def folded(gains: Tensor, x: Tensor) -> Tensor:
@@ -113,6 +112,5 @@ PEERS: dict[str, dict[str, Callable[[Case, list[Tensor]], Peer]]] = {
     "eca": {"timm": _timm_eca},
     "split": {"timm": _timm_split},
     "mde": {"conv2d": _conv2d},
-    "mde_learned": {"conv2d": _conv2d},
     "mde_concat": {"conv2d": _conv2d},
 }

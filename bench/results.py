@@ -81,7 +81,7 @@ def judge(case: Case, rows: Rows) -> Rows:
     by_name = {g["goal"]: g for g in found}
     clones, ratios = by_name.get("clones"), [by_name.get(r) for r in ("eager", "compile")]
     if clones and not clones["met"] and case.goals.get("compile", 0) > 1:
-        clones["met"] = all(g is None or g["met"] for g in ratios)
+        clones["met"] = clones["by_ratios"] = all(g is None or g["met"] for g in ratios)
     return found
 
 
