@@ -1,8 +1,26 @@
 """medseg: attention blocks of segmentation networks at the speed of memory, and their networks."""
 
-from . import kernels, layers, models
-from .models import create_model, list_models
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import kernels, layers, models
+    from .models import create_model, list_models
 
 __version__ = "0.1.0"
 
 __all__ = ["create_model", "kernels", "layers", "list_models", "models"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a part, and PyTorch with it, when it is asked for: the commands settle the process
+    beforehand (startup.py)."""
+    if name in ("kernels", "layers", "models"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in __all__:
+        return getattr(importlib.import_module(".models", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .config import did_you_mean
-from .startup import enable_huge_pages
+from .startup import settle
 
 VERBS = {"train": "train a network on a folder of images and masks, and write a report"}
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    enable_huge_pages()
+    settle()
     return importlib.import_module(f".{verb}", __package__).main(words[1:])
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .startup import describe_huge_pages, enable_huge_pages
+from .startup import describe_huge_pages, settle
 
-if TYPE_CHECKING:  # the rest is imported after enable_huge_pages
+if TYPE_CHECKING:  # the rest is imported after settle()
     from rich.table import Table as RichTable
 
     from .config import TrainConfig
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a wrong flag, 3 for wrong data or a failed run, 130 after Ctrl-C
         or SIGTERM, 1 for anything else.
     """
-    enable_huge_pages()
+    settle()
     from .config import parse_flags
     from .console import guarded
 

@@ -1,13 +1,17 @@
 """Every test draws the same numbers on every run, so that a failure is there again tomorrow."""
 
 import pytest
-import torch
 from hypothesis import settings
 
+from medseg.startup import settle
+
+settle()  # before PyTorch is loaded; beside other programs the tests would take far longer
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
 def same_numbers():
+    import torch
+
     torch.manual_seed(0)
