@@ -3,7 +3,7 @@
 //
 // Per row: pairs p_d = row[y-d] + row[y+d], four sums q_d = sum_k w(k, d) p_k over the columns,
 // then out[i] = q_0[i] + sum_d q_d[i - d step] + q_d[i + d step]. The lines q stay in the first
-// cache.
+// cache, and are read a row later than written: a vector across two stores waits for both.
 #pragma once
 #include "mde_stencil.h"
 
@@ -17,7 +17,7 @@ template <class A>
 struct Lines {
   int64_t count, step, stride;
   bool tight;
-  A *q[4], *x;       // with a margin for the neighbours on both sides
+  A *q[2][4], *x;    // of even and odd rows; with a margin for the neighbours on both sides
   A *inner, *outer;  // D of the rows inside, and of the first and the last
   // Calls body(first element) for vectors that cover the line.
   template <class Body>
@@ -39,7 +39,7 @@ Lines<A> lines_of(const MdeCall& a, const Plan<A>& plan, bool kept, A* mine) {
   l.inner = mine + (slots(s.radius) + 1) * plan.pitch;
   l.outer = l.inner + plan.pitch;
   A* padded = l.outer + plan.pitch + plan.margin;
-  for (int d = 0; d <= s.radius; ++d, padded += plan.padded) l.q[d] = padded;
+  for (int i = 0; i < 2 * (s.radius + 1); ++i, padded += plan.padded) l.q[i % 2][i / 2] = padded;
   l.x = padded;
   for (int64_t i = 0; i < l.count; ++i) {
     const bool edge = i < l.step || i >= l.count - l.step;
@@ -59,7 +59,7 @@ MEDSEG_INLINE void pairs(const A* const* rows, int64_t i, Vec<A>* pair) {
 }
 
 template <int P, class A>
-void vertical(const A* const* around, const Lines<A>& l, const Vec<A>* weight) {
+void vertical(const A* const* around, const Lines<A>& l, A* const* lines, const Vec<A>* weight) {
   // Copies: what the stores below might point to would be read again in every turn.
   const A* rows[2 * P + 1];
   A* q[P + 1];
@@ -67,7 +67,7 @@ void vertical(const A* const* around, const Lines<A>& l, const Vec<A>* weight) {
 #pragma GCC unroll 7
   for (int k = 0; k <= 2 * P; ++k) rows[k] = around[k];
 #pragma GCC unroll 4
-  for (int d = 0; d <= P; ++d) q[d] = l.q[d];
+  for (int d = 0; d <= P; ++d) q[d] = lines[d];
   for (int u = 0; u < uniques(P); ++u) w[u] = weight[u];
   const auto sums = [&](int64_t at) {
     Vec<A> pair[P + 1];
@@ -97,11 +97,11 @@ MEDSEG_INLINE void extend(A* line, const Lines<A>& l, int reach, bool reflect) {
 
 // out = q_0 + the pairs of the others, times factor if there is one
 template <int P, bool kFactor, class T>
-void horizontal(const Lines<Acc<T>>& l, const Acc<T>* factor, T* out) {
+void horizontal(const Lines<Acc<T>>& l, Acc<T>* const* q, const Acc<T>* factor, T* out) {
   using A = Acc<T>;
   const A *left[P + 1], *right[P + 1];
 #pragma GCC unroll 4
-  for (int d = 0; d <= P; ++d) left[d] = l.q[d] - d * l.step, right[d] = l.q[d] + d * l.step;
+  for (int d = 0; d <= P; ++d) left[d] = q[d] - d * l.step, right[d] = q[d] + d * l.step;
   const auto sum = [&](int64_t at) {
     Vec<A> v = read<Vec<A>>(left[0] + at);
 #pragma GCC unroll 3
@@ -161,8 +161,10 @@ void bring_x(const MdeCall& a, int64_t n, int64_t c, int64_t y, const Lines<Acc<
 // Adds the lanes of vector sums to the doubles of a band, [u][channel], and clears them.
 template <int P, class A>
 void flush(const Lines<A>& l, Vec<A>* sums, double* band) {
-  for (int u = 0; u < uniques(P); ++u) {
-    for (int64_t i = 0; i < l.stride; ++i) band[u * l.step + i % l.step] += sums[u][i];
+  for (int u = 0; u < uniques(P); ++u, band += l.step) {
+    if (l.step == 1) *band += sum_lanes<A>(sums[u]);
+    for (int64_t i = 0; l.step > 1 && i < l.stride; i += l.step)
+      for (int64_t c = 0; c < l.step; ++c) band[c] += sums[u][i + c];
     sums[u] = Vec<A>{};
   }
 }
@@ -204,19 +206,41 @@ struct LineWalk {
       weight[u] = a.shape.channels_last ? read<Vec<A>>(w) : fill(w[c]);
     }
   }
-  void filter_row(const A* const* rows, const Lines<A>& l, const Vec<A>* weight, int64_t y,
-                  T* out) const {
+  // Row y of out, from the sums of its columns.
+  void finish(const Lines<A>& l, int64_t n, int64_t c, int64_t y) const {
     const MdeShape& s = a.shape;
-    vertical<P>(rows, l, weight);
-    if (s.reflect)  // else the margins have stayed zero
-      for (int d = 1; d <= P; ++d) extend(l.q[d], l, d, true);
-    const bool packed = a.out_strides.w == l.step;  // if not, the line of x is free for a while
+    const MdeStrides& t = a.out_strides;
+    T* out = static_cast<T*>(a.out) + n * t.n + c * t.c + y * t.h;
+    A* const* q = l.q[y & 1];
+    const bool packed = t.w == l.step;  // if not, the line of x is free
     T* target = packed ? out : reinterpret_cast<T*>(l.x);
     if (a.adjoint && s.reflect)
-      horizontal<P, true>(l, at_edge(y, s.h) ? l.outer : l.inner, target);
+      horizontal<P, true>(l, q, at_edge(y, s.h) ? l.outer : l.inner, target);
     else
-      horizontal<P, false>(l, l.inner, target);
-    if (!packed) scatter(target, a.out_strides, s, out);
+      horizontal<P, false>(l, q, l.inner, target);
+    if (!packed) scatter(target, t, s, out);
+  }
+  void band_of_rows(Rows<T>& rows, const Lines<A>& l, const Vec<A>* weight, int64_t n, int64_t c,
+                    Range range, double* band) const {
+    const MdeShape& s = a.shape;
+    const A* around[2 * P + 1];
+    Vec<A> sums[uniques(P)] = {};
+    const int64_t often = larger(1, 4096 / l.count);
+    for (int64_t y = range.begin; y < range.end; ++y) {
+      rows.around(y, P, around);
+      if (a.x) bring_x<T>(a, n, c, y, l);
+      if (a.out) {
+        vertical<P>(around, l, l.q[y & 1], weight);
+        if (s.reflect)  // else the margins have stayed zero
+          for (int d = 1; d <= P; ++d) extend(l.q[y & 1][d], l, d, true);
+        if (y > range.begin) finish(l, n, c, y - 1);
+      }
+      if (a.up && s.channels_last) copy_row<T>(a, n, y);
+      if (!a.x) continue;
+      correlate<P>(around, l, at_edge(y, s.h) ? l.outer : l.inner, sums);
+      if ((y - range.begin) % often == often - 1 || y == range.end - 1) flush<P>(l, sums, band);
+    }
+    if (a.out) finish(l, n, c, range.end - 1);
   }
   void operator()(const A* table) const {
     const MdeShape& s = a.shape;
@@ -224,30 +248,16 @@ struct LineWalk {
     const Lines<A> l = lines_of(a, plan, kept, mine);
     Rows<T> rows{};
     int64_t current = -1;
-    Vec<A> weight[uniques(P)], sums[uniques(P)] = {};
+    Vec<A> weight[uniques(P)];
     for_each_band(s, [&](int64_t band, int64_t plane, int64_t begin, int64_t end) {
-      const int64_t n = s.channels_last ? plane : plane / s.c,
-                    c = s.channels_last ? 0 : plane % s.c;
+      const int64_t n = s.channels_last ? plane : plane / s.c;
+      const int64_t c = s.channels_last ? 0 : plane % s.c;
       if (plane != current) {
         rows = rows_of<T>(a, plan, kept, n, c, mine);
         load_weights(table, c, weight);
         current = plane;
       }
-      const A* around[2 * P + 1];
-      const int64_t often = larger(1, 4096 / l.count);
-      for (int64_t y = begin; y < end; ++y) {
-        rows.around(y, P, around);
-        if (a.out) {
-          T* out = static_cast<T*>(a.out) + n * a.out_strides.n + c * a.out_strides.c;
-          filter_row(around, l, weight, y, out + y * a.out_strides.h);
-        }
-        if (a.up && s.channels_last) copy_row<T>(a, n, y);
-        if (!a.x) continue;
-        bring_x<T>(a, n, c, y, l);
-        correlate<P>(around, l, at_edge(y, s.h) ? l.outer : l.inner, sums);
-        if ((y - begin) % often == often - 1 || y == end - 1)
-          flush<P>(l, sums, plan.of_band(a, band));
-      }
+      band_of_rows(rows, l, weight, n, c, {begin, end}, plan.of_band(a, band));
     });
   }
 };

@@ -50,9 +50,9 @@ struct Plan {
     margin = round_up(s.radius * step_of(s), L);
     padded = pitch + 2 * margin;
     weights = round_up(larger(s.c, L), L);
-    // Kept rows, the row of zeros; two lines of factors, the sums q of the columns, and x.
+    // Kept rows, the row of zeros; two lines of factors, sums q of the columns of two rows, and x.
     thread = (slots(s.radius) + 1) * pitch;
-    if (!by_pixels<A>(s)) thread += 2 * pitch + (s.radius + 2) * padded;
+    if (!by_pixels<A>(s)) thread += 2 * pitch + (2 * s.radius + 3) * padded;
     sums = uniques(s.radius) * (s.channels_last ? s.c : 1);
   }
   MEDSEG_INLINE int64_t bytes(const MdeShape& s) const {
