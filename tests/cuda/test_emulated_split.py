@@ -63,6 +63,10 @@ def test_batch_norm_and_relu_in_front_are_folded_in(emulator, dtype):
                 wide = [t.double() for t in (x, *params)]
                 truth = reference(*wide, scale=scale.double(), shift=shift.double())
             assert error(got, truth) <= 2 * error(plain, truth) + 1e-6
+            x[0, 1, 2, 3] = torch.nan  # which the ReLU must let through
+            with torch.no_grad():
+                got, want = (fn(x, *params, scale=scale, shift=shift) for fn in (fused, reference))
+            assert got[0].isnan().all() and torch.equal(got.isnan(), want.isnan())
 
 
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))

@@ -52,6 +52,7 @@ def test_more_images_channels_and_hidden_units_than_a_tile_holds(device, monkeyp
     check_split(torch.randn(3, 8, 1, 2).to(device), inner=66, training=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in|All-NaN slice:RuntimeWarning")
 @pytest.mark.parametrize("dtype", (SINGLE, BRAIN), ids=str)
 @FORMATS
 def test_batch_norm_and_relu_in_front_are_folded_in(memory_format, dtype, device):
@@ -67,6 +68,10 @@ def test_batch_norm_and_relu_in_front_are_folded_in(memory_format, dtype, device
         truth = reference(*wide, scale=scale.double().cpu(), shift=shift.double().cpu())
     assert got.dtype is dtype and got.is_contiguous(memory_format=memory_format)
     assert error(got, truth) <= 2 * error(plain, truth) + 1e-6
+    x[0, 1, 2, 3] = torch.nan  # which the ReLU must let through
+    with torch.no_grad():
+        got, want = (fn(x, *params, scale=scale, shift=shift) for fn in (fused, reference))
+    assert got[0].isnan().all() and torch.equal(got.isnan(), want.isnan())
 
 
 @pytest.mark.parametrize("dtype", (HALF, BRAIN), ids=str)
