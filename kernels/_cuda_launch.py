@@ -31,3 +31,10 @@ def scratch(x: Tensor, size: int) -> Tensor:
 def rows_dense(x: Tensor) -> Tensor:
     """``x`` itself if its innermost memory axis is dense, else a contiguous copy."""
     return x if is_channels_last(x) or x.stride(3) == 1 else x.contiguous()
+
+
+def planes_dense(x: Tensor) -> Tensor:
+    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a dense copy."""
+    if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
+        return x
+    return x.contiguous()

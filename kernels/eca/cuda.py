@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import is_channels_last, like_input, like_layout, native
-from .._cuda_launch import DTYPES, on_device, parameter, scratch
+from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch
 from .maps import in_order_of, pooled_like
 
 
@@ -22,7 +22,7 @@ def forward(
     if x.numel() == 0:
         return out, summed, saved
     residual = None if residual is None else like_layout(x, residual)
-    x, weight = _planes_dense(x), weight.contiguous()
+    x, weight = planes_dense(x), weight.contiguous()
     dtype, shape = DTYPES[x.dtype], _shape(cuda, x, weight, pool)
     work = scratch(x, cuda.eca_scratch(dtype, shape))
     with on_device(x) as (device, stream):
@@ -52,7 +52,7 @@ def backward(
     if x.numel() == 0:
         grads.zero_()
         return grad_x, grads[:-1], grads[-1:]
-    x, weight, strides = _planes_dense(x), weight.contiguous(), (0, 0)
+    x, weight, strides = planes_dense(x), weight.contiguous(), (0, 0)
     grad_out = like_layout(x, grad_out)
     if grad_summed is not None:
         grad_summed, strides = in_order_of(x, grad_summed)
@@ -69,13 +69,6 @@ def backward(
 
 def _address(given: Tensor | None) -> int:
     return 0 if given is None else given.data_ptr()
-
-
-def _planes_dense(x: Tensor) -> Tensor:
-    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a dense copy."""
-    if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
-        return x
-    return x.contiguous()
 
 
 def _shape(cuda, x: Tensor, weight: Tensor, pool: int):  # noqa: ANN001  (types of the compiled module)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import is_channels_last, like_input, like_layout, native
-from .._cuda_launch import DTYPES, on_device, parameter, scratch
+from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch
 
 
 def forward(
@@ -32,7 +32,7 @@ def forward(
     saved = x.new_empty((n, width // radix + width), dtype=torch.float32)
     if n == 0:
         return out, stats.zero_(), saved
-    x = _planes_dense(x)
+    x = planes_dense(x)
     params = _contiguous(
         scale, shift, fc1_weight, fc1_bias, bn_weight, bn_bias, running_mean, running_var,
         fc2_weight, fc2_bias,
@@ -76,7 +76,7 @@ def backward(
         for grad in grads:
             grad.zero_()
         return grad_x, *grads
-    grad_out, x = like_layout(x, grad_out), _planes_dense(x)
+    grad_out, x = like_layout(x, grad_out), planes_dense(x)
     params = _contiguous(fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight)
     dtype, shape = DTYPES[x.dtype], _shape(cuda, x, (radix, cardinality, inner), training, eps)
     work = scratch(x, cuda.split_scratch(dtype, shape, True))
@@ -88,13 +88,6 @@ def backward(
             work.data_ptr(),
         )  # fmt: skip
     return grad_x, *grads
-
-
-def _planes_dense(x: Tensor) -> Tensor:
-    """``x`` itself if its (H, W) planes are dense or it is channels_last, else a dense copy."""
-    if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
-        return x
-    return x.contiguous()
 
 
 def _contiguous(*parameters: Tensor | None) -> list[Tensor | None]:
