@@ -167,6 +167,30 @@ void mde_backward(int dtype, const medseg::MdeShape& shape, uintptr_t grad_out,
   active->mde(dtype, call);
 }
 
+medseg::SplitShape split_shape(std::array<int64_t, 4> sizes, Strides strides, bool channels_last,
+                               int radix, int cardinality, int threads, bool training, double eps) {
+  return {sizes[0],      sizes[1], sizes[2],    sizes[3], strides[0], strides[1],
+          channels_last, radix,    cardinality, threads,  training,   eps};
+}
+
+// The addresses in the order of SplitForward.
+void split_forward(int dtype, const medseg::SplitShape& shape,
+                   const std::array<uintptr_t, 15>& addresses) {
+  py::gil_scoped_release release;
+  const auto at = [&](int i) { return address(addresses[i]); };
+  active->split_forward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
+                                at(8), at(9), at(10), at(11), at(12), at(13), at(14)});
+}
+
+// The addresses in the order of SplitBackward.
+void split_backward(int dtype, const medseg::SplitShape& shape,
+                    const std::array<uintptr_t, 12>& addresses) {
+  py::gil_scoped_release release;
+  const auto at = [&](int i) { return address(addresses[i]); };
+  active->split_backward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
+                                 at(8), at(9), at(10), at(11)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -198,4 +222,10 @@ PYBIND11_MODULE(_cpu, m) {
         [](int dtype, const medseg::MdeShape& s) { return active->mde_scratch(dtype, s); });
   m.def("mde_forward", mde_forward);
   m.def("mde_backward", mde_backward);
+  py::class_<medseg::SplitShape>(m, "SplitShape").def(py::init(&split_shape));
+  m.def("split_scratch", [](int dtype, const medseg::SplitShape& s, bool backward) {
+    return active->split_scratch(dtype, s, backward);
+  });
+  m.def("split_forward", split_forward);
+  m.def("split_backward", split_backward);
 }

@@ -21,7 +21,7 @@ ORDER = {
     "eca": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "mde": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
-    "split": {"cpu": (), "cuda": ("triton", "cuda")},
+    "split": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
 }
 
 # Process-wide and plain, so that torch.compile can read and guard it.

@@ -127,6 +127,51 @@ struct MdeCall {
   void* scratch;     // mde_scratch(dtype, shape) bytes, aligned to 64
 };
 
+// x holds radix splits of c channels, (n, radix * c, hw), in planes or pixels as for ECA.
+struct SplitShape {
+  int64_t n, c, hw, inner;     // inner: values between the two layers
+  int64_t stride_n, stride_c;  // of x, in elements; out, grad_out and grad_x are dense
+  bool channels_last;
+  int radix, cardinality, threads;
+  bool training;
+  double eps;
+};
+
+struct SplitForward {
+  SplitShape shape;
+  const void* x;
+  const void* scale;       // acc (radix * c), or null: relu(x * scale + shift) stands for x
+  const void* shift;       // acc (radix * c), null with scale
+  const void* fc1_weight;  // acc (inner, c / cardinality)
+  const void* fc1_bias;    // acc (inner) or null
+  const void* bn_weight;   // acc (inner), like the three below
+  const void* bn_bias;
+  const void* running_mean;
+  const void* running_var;
+  const void* fc2_weight;  // acc (radix * c, inner / cardinality)
+  const void* fc2_bias;    // acc (radix * c) or null
+  void* out;
+  void* stats;    // acc (3, inner): mean, unbiased variance, 1 / sqrt(variance + eps)
+  void* saved;    // acc (n, (1 + radix) * c): the pooled sum, then the gates as x's channels lie
+  void* scratch;  // bytes, split_scratch(dtype, shape, false), aligned to 64
+};
+
+struct SplitBackward {
+  SplitShape shape;
+  const void* x;
+  const void* grad_out;
+  const void* fc1_weight;
+  const void* fc1_bias;  // null: there was none
+  const void* bn_weight;
+  const void* bn_bias;
+  const void* fc2_weight;
+  const void* stats;
+  const void* saved;
+  void* grad_x;   // null: not wanted
+  void* grads;    // acc: of fc1 weight and bias, bn weight and bias, fc2 weight and bias, in a row
+  void* scratch;  // bytes, split_scratch(dtype, shape, true), aligned to 64
+};
+
 struct Kernels {
   const char* isa;
   void (*eca_forward)(int dtype, const EcaForward&);
@@ -137,6 +182,9 @@ struct Kernels {
   int64_t (*triplet_scratch)(int dtype, const TripletShape&, bool backward);
   void (*mde)(int dtype, const MdeCall&);
   int64_t (*mde_scratch)(int dtype, const MdeShape&);
+  void (*split_forward)(int dtype, const SplitForward&);
+  void (*split_backward)(int dtype, const SplitBackward&);
+  int64_t (*split_scratch)(int dtype, const SplitShape&, bool backward);
 };
 
 namespace baseline {

@@ -12,12 +12,16 @@ void triplet_backward(int dtype, const TripletBackward& a);
 int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward);
 void mde(int dtype, const MdeCall& a);
 int64_t mde_scratch(int dtype, const MdeShape& s);
+void split_forward(int dtype, const SplitForward& a);
+void split_backward(int dtype, const SplitBackward& a);
+int64_t split_scratch(int dtype, const SplitShape& s, bool backward);
 
 #define MEDSEG_STRING(name) #name
 #define MEDSEG_NAME(name) MEDSEG_STRING(name)
 extern const Kernels kernels = {
     MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward, eca_scratch, triplet_forward,
-    triplet_backward,        triplet_scratch, mde,          mde_scratch};
+    triplet_backward,        triplet_scratch, mde,          mde_scratch, split_forward,
+    split_backward,          split_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

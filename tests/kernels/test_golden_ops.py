@@ -1,18 +1,23 @@
-"""ECA, triplet attention and the Z-pool gate against numbers of the authors' modules."""
+"""ECA, triplet, split attention and the Z-pool gate against numbers of the authors' modules."""
 
 import functools
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from medseg.kernels import eca_attention, triplet_attention
+from medseg.kernels import eca_attention, split_attention, triplet_attention
 from medseg.kernels.triplet.reference import z_pool_gate
 from tests.golden import RUNS, device_for, load, needs_golden, relative
 
 pytestmark = needs_golden
 ECA = ("k3_nobias", "k5_nobias", "k3_bias_dra", "k3_bias_c7_logits_dra", "k3_hpddr")
 TRIPLET = ("eval", "train", "no_spatial_eval", "ties_eval")
+SPLIT = (
+    "dpsau2_c16_eval", "dpsau2_c16_train", "dpsau2_c68_eval", "resnest_g1_r4_eval",
+    "resnest_g2_r2_eval", "resnest_g2_r2_train", "resnest_r1_eval",
+)  # fmt: skip
 GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
 # dtype: outputs, gradients; a gradient is measured against the largest of its file at least thus.
 TOLERANCES = {torch.float64: (1e-10, 1e-9, 1e-3), torch.float32: (1e-5, 1e-4, 3e-2)}
@@ -28,7 +33,8 @@ def leaves(arrays, dtype, device):
     return tensors
 
 
-def check(arrays, out, tensors, dtype):
+def check(arrays, out, tensors, dtype, vanishing=()):
+    """A vanishing gradient is rounding alone, and measured against the largest of the file."""
     tolerance, grad_tolerance, floor = TOLERANCES[dtype]
     assert relative(out, arrays["out"]) <= tolerance
     (out * torch.from_numpy(arrays["cot"]).to(out)).sum().backward()
@@ -36,7 +42,7 @@ def check(arrays, out, tensors, dtype):
     top = max(np.abs(v).max() for v in truths.values())
     for name, truth in {"x": arrays["grad_x"], **truths}.items():
         got = tensors[name].grad.double().cpu().numpy()
-        scale = max(np.abs(truth).max(), floor * top)
+        scale = max(np.abs(truth).max(), (1.0 if name in vanishing else floor) * top)
         assert np.abs(got - truth).max() <= grad_tolerance * scale, name
     for name, truth in arrays.items():
         if name.startswith("after/") and "running_" in name:
@@ -75,6 +81,32 @@ def test_triplet(case, backend, dtype):
     for name, values in zip(("running_mean", "running_var"), running, strict=True):
         t |= {f"{g}.bn.{name}": value for g, value in zip(gates, values.split(1), strict=True)}
     check(arrays, out, t, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@pytest.mark.parametrize("case", SPLIT)
+def test_split(case, backend, dtype):
+    """The convolution, batch norm and ReLU in front are PyTorch's, the attention is ours."""
+    device = device_for(backend, dtype)
+    arrays, meta = load(f"ops/split_{case}")
+    t = leaves(arrays, dtype, device)
+    for name in meta["unused"]:
+        del t[name], arrays[f"w/{name}"]
+    for name in [n for n in arrays if n.startswith("after/bn2")]:
+        del arrays[name]
+    x, weight, training = t["x"], t["conv.weight"], meta["mode"] == "train"
+    groups = x.shape[1] // weight.shape[1]
+    radix = weight.shape[0] // arrays["out"].shape[1]
+    norm = ("running_mean", "running_var", "weight", "bias")
+    u = F.conv2d(x, weight, t.get("conv.bias"), padding=1, groups=groups)
+    u = F.batch_norm(u, *(t[f"bn0.{name}"] for name in norm), training).relu()
+    out = split_attention(
+        u, t["fc1.weight"].flatten(1), t["fc1.bias"], t["bn1.weight"], t["bn1.bias"],
+        t["bn1.running_mean"], t["bn1.running_var"], t["fc2.weight"].flatten(1), t["fc2.bias"],
+        radix=radix, cardinality=groups // radix, training=training, backend=backend,
+    )  # fmt: skip
+    # A batch norm that trains takes off the biases in front of it.
+    check(arrays, out, t, dtype, ("conv.bias", "fc1.bias") if training else ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -10,6 +10,7 @@ from medseg.kernels import (
     eca_attention,
     mde_concat,
     mde_filter,
+    split_attention,
     triplet_attention,
     use_backend,
 )
@@ -27,6 +28,11 @@ def triplet_args(dtype=torch.float32):
 
 
 MDE_GAINS = torch.tensor([[0.5, 2.0, 1.5, 1.0]])
+
+
+def split_args(dtype=torch.float32):
+    shapes = ((3,), (3,), (3,), (3,), (1,))
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
 
 
 def eca(x, *learned):
@@ -59,14 +65,35 @@ def triplet_train(x, *learned):
     return triplet(x, *learned, training=True)
 
 
+def split(x, fc1, weight, bias, fc2, fc2_bias, training=False):
+    """Two splits made of x, and layers for any number of channels; eps keeps two images apart."""
+    zeros, ones = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
+    ramp = torch.arange(2 * x.shape[1], dtype=fc1.dtype) / 4
+    head = (fc1[:, None] * ramp[: x.shape[1]], None, weight, bias, zeros, ones)
+    tail = (ramp[:, None] * fc2, ramp * fc2_bias)
+    both = torch.cat((x, 1 - x), 1)
+    return split_attention(both, *head, *tail, training=training, eps=0.1)
+
+
+def split_train(x, *learned):
+    return split(x, *learned, training=True)
+
+
 OPS = {
     "eca": (eca, eca_args),
     "eca_pooled": (eca_pooled, eca_args),
     "mde": (mde, mde_args),
     "mde_up": (mde_up, mde_args),
     "triplet": (triplet, triplet_args),
+    "triplet_train": (triplet_train, triplet_args),
+    "split": (split, split_args),
+    "split_train": (split_train, split_args),
 }
-OPS["triplet_train"] = (triplet_train, triplet_args)
+
+
+def fewest_images(fn):
+    """One number an image is all that the batch norm of a split attention sees."""
+    return 2 if fn is split_train else 1
 
 
 @pytest.fixture(params=OPS)
@@ -98,9 +125,20 @@ def raw_calls():
             for training in (True, False):
                 arguments = (y, *learned, *running, training, 1e-5, True, "cpu")
                 yield torch.ops.medseg.triplet.default, arguments
+            yield torch.ops.medseg.split.default, split_call(y[:, :4], training=True)
+            yield torch.ops.medseg.split.default, split_call(y[:, :4], training=False)
 
 
-@pytest.mark.parametrize("number", range(24))
+def split_call(x, training):
+    """Arguments of the bare operator, with a batch norm in front where it may have one."""
+    front = [None, None] if training else [torch.rand(4), torch.randn(4)]
+    first = [torch.randn(2, 2).requires_grad_(), torch.randn(2)]
+    norm = [torch.rand(2).requires_grad_(), torch.randn(2), torch.zeros(2), torch.ones(2)]
+    second = [torch.randn(4, 2).requires_grad_(), None]
+    return (x, *front, *first, *norm, *second, 2, 1, training, 1e-5, "cpu")
+
+
+@pytest.mark.parametrize("number", range(32))
 def test_opcheck(number):
     operator, arguments = list(raw_calls())[number]
     torch.library.opcheck(operator, arguments)
@@ -122,7 +160,7 @@ def test_second_derivatives(op):
 def test_compile(op):
     fn, make = op
     compiled = torch.compile(fn, fullgraph=True, dynamic=True)
-    for shape in ((2, 5, 6, 7), (1, 4, 9, 8)):
+    for shape in ((2, 5, 6, 7), (fewest_images(fn), 4, 9, 8)):
         tensors = leaves(make, shape=shape)
         want = torch.autograd.grad(fn(*tensors).square().sum(), tensors)
         got = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
@@ -155,7 +193,7 @@ def test_exported_modules_still_train(op, strict):
     fn, make = op
     x, *learned = leaves(make)
     module = Holder(fn, learned)
-    batch = torch.export.Dim("batch", min=1, max=16)
+    batch = torch.export.Dim("batch", min=fewest_images(fn), max=16)
     program = torch.export.export(
         module, (x.detach(),), dynamic_shapes={"x": {0: batch}}, strict=strict
     )
@@ -220,7 +258,7 @@ def test_forward_mode_takes_the_reference(op):
     torch.testing.assert_close(moved, slope, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ("eca", "eca_pooled", "triplet"))
+@pytest.mark.parametrize("name", ("eca", "eca_pooled", "triplet", "split"))
 def test_vmap(name):
     """In training the running statistics, shared by all, forbid it, as in ``nn.BatchNorm2d``."""
     fn, make = OPS[name]
