@@ -32,6 +32,7 @@ _LAYERS = {
     "eca": "ECA",
     "mde": "MDEFilter",
     "triplet": "TripletAttention",
+    "split": "SplitAttention",
 }  # the layer that calls an op
 
 

@@ -31,7 +31,7 @@ struct Work {
   }
 };
 
-template <int R, class T>
+template <class T>
 struct Backward {
   using A = Acc<T>;
   const SplitBackward& a;
@@ -39,15 +39,17 @@ struct Backward {
 
   static const A* acc(const void* p) { return static_cast<const A*>(p); }
   const T* grad_out(int64_t n) const { return static_cast<const T*>(a.grad_out) + n * s.c * s.hw; }
-  const A* pooled(int64_t n) const { return acc(a.saved) + n * (1 + R) * s.c; }
+  const A* pooled(int64_t n) const { return acc(a.saved) + n * (1 + s.radix) * s.c; }
 
   void read(const Place& at, const Work<A>& work) const {
     const T* image = static_cast<const T*>(a.x) + at.image * s.stride_n;
     double* sums = work.sums.mine(at);
     if (s.channels_last)
-      dot_pixels<R>(image, grad_out(at.image), s, at.of(s.hw), work.lines, sums);
+      with_radix(s.radix, [&](auto radix) {
+        dot_pixels<radix.value>(image, grad_out(at.image), s, at.of(s.hw), work.lines, sums);
+      });
     else
-      dot_planes<R>(image, grad_out(at.image), s, at.of(s.c), sums);
+      dot_planes(image, grad_out(at.image), s, at.of(s.c), sums);
   }
 
   // dz of one image, through the softmax or sigmoid, in the order of the second layer's rows.
@@ -55,15 +57,15 @@ struct Backward {
     const A* gates = pooled(at.image) + s.c;
     const int64_t width = s.c / s.cardinality;
     for (int64_t c = 0; c < s.c; ++c) {
-      double da[R], mean = 0;
-      for (int r = 0; r < R; ++r) {
+      double da[kMaxRadix], mean = 0;
+      for (int r = 0; r < s.radix; ++r) {
         da[r] = work.sums.total(at, r * s.c + c);
         mean += da[r] * gates[r * s.c + c];
       }
-      A* to = dz + c / width * R * width + c % width;
-      for (int r = 0; r < R; ++r) {
+      A* to = dz + c / width * s.radix * width + c % width;
+      for (int r = 0; r < s.radix; ++r) {
         const double gate = gates[r * s.c + c];
-        to[r * width] = A(R == 1 ? da[r] * gate * (1 - gate) : gate * (da[r] - mean));
+        to[r * width] = A(s.radix == 1 ? da[r] * gate * (1 - gate) : gate * (da[r] - mean));
       }
     }
   }
@@ -73,7 +75,7 @@ struct Backward {
     const int64_t row = at.image * s.inner;
     const A* stats = acc(a.stats);
     A *hidden = work.hidden + row, *normal = work.normal + row, *dv = work.dv + row;
-    A* dz = work.dz + at.image * R * s.c;
+    A* dz = work.dz + at.image * s.radix * s.c;
     gates_back(at, work, dz);
     apply(first_layer(s), acc(a.fc1_weight), acc(a.fc1_bias), pooled(at.image), normal);
     apply_transposed(second_layer(s), acc(a.fc2_weight), dz, dv);
@@ -113,11 +115,15 @@ struct Backward {
     apply_transposed(first_layer(s), acc(a.fc1_weight), work.line, work.terms);
     for (int64_t c = 0; c < s.c; ++c) work.terms[c] /= A(s.hw);
     pad_lines(s, pooled(at.image) + s.c, work.gates);
-    T* grad_x = static_cast<T*>(a.grad_x) + at.image * R * s.c * s.hw;
-    if (s.channels_last)
-      spread_pixels<R>(grad_out(at.image), s, work.gates, work.terms, at.of(s.hw), grad_x);
-    else
-      spread_planes<R>(grad_out(at.image), s, work.gates, work.terms, at.of(s.c), grad_x);
+    T* grad_x = static_cast<T*>(a.grad_x) + at.image * s.radix * s.c * s.hw;
+    const T* dy = grad_out(at.image);
+    with_radix(s.radix, [&](auto radix) {
+      constexpr int R = decltype(radix)::value;
+      if (s.channels_last)
+        spread_pixels<R>(dy, s, work.gates, work.terms, at.of(s.hw), grad_x);
+      else
+        spread_planes<R>(dy, s, work.gates, work.terms, at.of(s.c), grad_x);
+    });
   }
 
   // This thread's rows of a layer's gradients: sums over images of grad(n, row) * input(n).
@@ -161,21 +167,19 @@ struct Backward {
         one, [&](int64_t n, int64_t i) { return inner_grad(work, n, i); },
         [&](int64_t n) { return pooled(n); }, fc1, fc1_bias);
     weight_grads(
-        two, [&](int64_t n, int64_t o) { return work.dz[n * R * s.c + o]; },
+        two, [&](int64_t n, int64_t o) { return work.dz[n * s.radix * s.c + o]; },
         [&](int64_t n) { return work.hidden + n * s.inner; }, fc2, fc2_bias);
   }
 };
 
 template <class T>
 void backward(const SplitBackward& a) {
-  with_radix(a.shape.radix, [&](auto radix) {
-    const Backward<decltype(radix)::value, T> back{a, a.shape};
+  const Backward<T> back{a, a.shape};
 #pragma omp parallel num_threads(a.shape.threads)
-    {
-      Arena arena{static_cast<char*>(a.scratch)};
-      back.run(Work<Acc<T>>(a.shape, arena, thread_number()));
-    }
-  });
+  {
+    Arena arena{static_cast<char*>(a.scratch)};
+    back.run(Work<Acc<T>>(a.shape, arena, thread_number()));
+  }
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ struct Work {
   }
 };
 
-template <int R, bool kFold, class T>
+template <class T>
 struct Forward {
   using A = Acc<T>;
   const SplitForward& a;
@@ -41,15 +41,27 @@ struct Forward {
 
   static const A* acc(const void* p) { return static_cast<const A*>(p); }
   const T* image(int64_t n) const { return static_cast<const T*>(a.x) + n * s.stride_n; }
-  A* saved(int64_t n) const { return static_cast<A*>(a.saved) + n * (1 + R) * s.c; }
+  A* saved(int64_t n) const { return static_cast<A*>(a.saved) + n * (1 + s.radix) * s.c; }
+
+  // Calls body(Count<radix>{}, Count<whether there is a batch norm in front>{}).
+  template <class Body>
+  void dispatch(Body body) const {
+    with_radix(s.radix,
+               [&](auto radix) { scale ? body(radix, Count<1>{}) : body(radix, Count<0>{}); });
+  }
 
   void pool(const Place& at, const Work<A>& work) const {
     double* sums = work.sums.mine(at);
+    const T* x = image(at.image);
     if (s.channels_last)
-      pool_pixels<R, kFold>(image(at.image), s, work.scale, work.shift, at.of(s.hw), work.lines,
-                            sums);
+      dispatch([&](auto radix, auto fold) {
+        pool_pixels<radix.value, fold.value>(x, s, work.scale, work.shift, at.of(s.hw), work.lines,
+                                             sums);
+      });
+    else if (scale)
+      pool_planes<true>(x, s, scale, shift, at.of(s.c), sums);
     else
-      pool_planes<kFold>(image(at.image), s, scale, shift, at.of(s.c), sums);
+      pool_planes<false>(x, s, scale, shift, at.of(s.c), sums);
   }
 
   // The first layer, from the sums of all threads that share the image.
@@ -66,20 +78,23 @@ struct Forward {
       work.hidden[i] = relu(normal * acc(a.bn_weight)[i] + acc(a.bn_bias)[i]);
     }
     apply(second_layer(s), acc(a.fc2_weight), acc(a.fc2_bias), work.hidden, work.z);
-    gates_of<R>(s, work.z, work.gates);
+    with_radix(s.radix, [&](auto radix) { gates_of<radix.value>(s, work.z, work.gates); });
     if (at.part) return;
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < s.radix; ++r)
       for (int64_t c = 0; c < s.c; ++c)
         saved(at.image)[(1 + r) * s.c + c] = work.gates[r * line_of<A>(s) + c];
   }
 
   void combine(const Place& at, const Work<A>& work) const {
+    const T* x = image(at.image);
     T* out = static_cast<T*>(a.out) + at.image * s.c * s.hw;
-    if (s.channels_last)
-      combine_pixels<R, kFold>(image(at.image), s, work.scale, work.shift, work.gates, at.of(s.hw),
-                               out);
-    else
-      combine_planes<R, kFold>(image(at.image), s, scale, shift, work.gates, at.of(s.c), out);
+    dispatch([&](auto radix, auto fold) {
+      constexpr int R = decltype(radix)::value, kFold = decltype(fold)::value;
+      if (s.channels_last)
+        combine_pixels<R, kFold>(x, s, work.scale, work.shift, work.gates, at.of(s.hw), out);
+      else
+        combine_planes<R, kFold>(x, s, scale, shift, work.gates, at.of(s.c), out);
+    });
   }
 
   void infer(const Work<A>& work) const {
@@ -121,7 +136,7 @@ struct Forward {
     {
       Arena arena{static_cast<char*>(a.scratch)};
       const Work<A> work(s, arena, thread_number());
-      if (kFold && s.channels_last) {
+      if (scale && s.channels_last) {
         pad_lines(s, scale, work.scale);
         pad_lines(s, shift, work.shift);
       }
@@ -133,14 +148,7 @@ struct Forward {
 template <class T>
 void forward(const SplitForward& a) {
   using A = Acc<T>;
-  const A *scale = static_cast<const A*>(a.scale), *shift = static_cast<const A*>(a.shift);
-  with_radix(a.shape.radix, [&](auto radix) {
-    constexpr int R = decltype(radix)::value;
-    if (scale)
-      Forward<R, true, T>{a, a.shape, scale, shift}.run();
-    else
-      Forward<R, false, T>{a, a.shape, scale, shift}.run();
-  });
+  Forward<T>{a, a.shape, static_cast<const A*>(a.scale), static_cast<const A*>(a.shift)}.run();
 }
 
 }  // namespace

@@ -7,6 +7,8 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
+constexpr int kMaxRadix = 4;
+
 template <int N>
 struct Count {
   static constexpr int value = N;

@@ -54,12 +54,7 @@ template <class A, class Body>
 MEDSEG_INLINE void for_vectors(int64_t count, Body body) {
   constexpr int64_t L = Lanes<A>::count;
   int64_t i = 0;
-  for (; i + 4 * L <= count; i += 4 * L) {
-    body(i, L);
-    body(i + L, L);
-    body(i + 2 * L, L);
-    body(i + 3 * L, L);
-  }
+#pragma GCC unroll 4
   for (; i + L <= count; i += L) body(i, L);
   if (i < count) body(i, count - i);
 }
@@ -109,13 +104,13 @@ void combine_planes(const T* image, const SplitShape& s, const Acc<T>* scale, co
 }
 
 // sums[k] = sum over pixels of grad_out * x, for every channel of every split.
-template <int R, class T>
+template <class T>
 void dot_planes(const T* image, const T* dy, const SplitShape& s, Range channels, double* sums) {
   using A = Acc<T>;
   for (int64_t c = channels.begin; c < channels.end; ++c) {
-    for (int r = 0; r < R; ++r) {
-      const T *p = image + (r * s.c + c) * s.stride_c, *q = dy + c * s.hw;
-      sums[r * s.c + c] = sum_terms<A>(s.hw, [&](int64_t i, int64_t rest) {
+    for (int64_t k = c; k < s.radix * s.c; k += s.c) {
+      const T *p = image + k * s.stride_c, *q = dy + c * s.hw;
+      sums[k] = sum_terms<A>(s.hw, [&](int64_t i, int64_t rest) {
         return load_rest(p + i, rest) * load_rest(q + i, rest);
       });
     }

@@ -2,6 +2,7 @@
 
 from .eca import ECA
 from .mde import MDEFilter
+from .split import SplitAttention
 from .triplet import TripletAttention
 
-__all__ = ["ECA", "MDEFilter", "TripletAttention"]
+__all__ = ["ECA", "MDEFilter", "SplitAttention", "TripletAttention"]

@@ -97,9 +97,9 @@ def test_split(case, backend, dtype):
     x, weight, training = t["x"], t["conv.weight"], meta["mode"] == "train"
     groups = x.shape[1] // weight.shape[1]
     radix = weight.shape[0] // arrays["out"].shape[1]
-    norm = ("running_mean", "running_var", "weight", "bias")
+    norm = [t[f"bn0.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
     u = F.conv2d(x, weight, t.get("conv.bias"), padding=1, groups=groups)
-    u = F.batch_norm(u, *(t[f"bn0.{name}"] for name in norm), training).relu()
+    u = F.batch_norm(u, *norm, training=training).relu()
     out = split_attention(
         u, t["fc1.weight"].flatten(1), t["fc1.bias"], t["bn1.weight"], t["bn1.bias"],
         t["bn1.running_mean"], t["bn1.running_var"], t["fc2.weight"].flatten(1), t["fc2.bias"],

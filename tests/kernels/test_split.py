@@ -24,7 +24,10 @@ CASES = (
 )
 
 
-def params(radix, cardinality, channels, inner=12, dtype=torch.float32):
+Named = dict[str, Any]  # tensors and options by name
+
+
+def params(radix, cardinality, channels, inner=12, dtype=torch.float32) -> tuple[Named, Named]:
     """The learned tensors by name, and the running statistics."""
     generator = torch.Generator().manual_seed(radix + channels)
 
@@ -41,10 +44,12 @@ def params(radix, cardinality, channels, inner=12, dtype=torch.float32):
         "fc2_bias": draw(width),
     }
     running = {"running_mean": draw(inner) / 4, "running_var": draw(inner).abs() + 0.5}
-    return tuple({k: v.to(dtype) for k, v in part.items()} for part in (learned, running))
+    return {k: v.to(dtype) for k, v in learned.items()}, {
+        k: v.to(dtype) for k, v in running.items()
+    }
 
 
-def folded(width, dtype=torch.float32):
+def folded(width, dtype=torch.float32) -> Named:
     """scale and shift of a batch norm in front."""
     generator = torch.Generator().manual_seed(width)
     scale, shift = torch.randn((2, width), generator=generator).to(dtype)
@@ -56,7 +61,7 @@ def with_running(fn, names, running, **options):
 
     def call(x, *learned):
         fresh = {k: v.to(learned[0].dtype).clone() for k, v in running.items()}
-        given: dict[str, Any] = dict.fromkeys(("fc1_bias", "fc2_bias"))
+        given: Named = dict.fromkeys(("fc1_bias", "fc2_bias"))
         return fn(x, **given | dict(zip(names, learned, strict=True)), **fresh, **options)
 
     return call
@@ -69,7 +74,7 @@ def check_cpu(x, radix, cardinality, training, dtype=None, inner=12, bias=True):
     # In training the gradient of fc1_bias is zero but for rounding.
     left = {"fc1_bias"} if training else set() if bias else {"fc1_bias", "fc2_bias"}
     learned = {k: v for k, v in learned.items() if k not in left}
-    options = {"radix": radix, "cardinality": cardinality, "training": training}
+    options: Named = {"radix": radix, "cardinality": cardinality, "training": training}
     fused = with_running(split_attention, learned, running, backend="cpu", **options)
     plain = with_running(split_reference, learned, running, **options)
     check(fused, plain, x, list(learned.values()), shape=(n, width // radix, h, w))
@@ -210,7 +215,7 @@ def test_special_values_spread_as_in_the_reference(value, radix, front, memory_f
     x = torch.randn(2, 6 * radix, 20, 37)
     x[1, 2, 3, 4] = value
     x = x.contiguous(memory_format=memory_format)
-    options: dict[str, Any] = {"radix": radix, "training": False}
+    options: Named = {"radix": radix, "training": False}
     options |= folded(6 * radix) if front else {}
     got = split_attention(x, **learned, **running, **options, backend="cpu")
     want = split_reference(x, **learned, **running, **options)
@@ -300,7 +305,7 @@ def test_module_of_the_paper_agrees(cardinality):
     """rSoftMax and 1x1 convolutions, as the paper's own code arranges them."""
     channels, inner, radix = 8, 12, 2
     fc1 = nn.Conv2d(channels, inner, 1, groups=cardinality)
-    norm = nn.BatchNorm2d(inner).eval()
+    norm: Any = nn.BatchNorm2d(inner).eval()
     fc2 = nn.Conv2d(inner, channels * radix, 1, groups=cardinality)
     x = torch.randn(2, channels * radix, 10, 9)
     splits = x.split(channels, 1)

@@ -29,6 +29,7 @@ extern const medseg::Kernels* kernels;
 void eca_cases(const Case& at);
 void mde_cases(const Case& at);
 void triplet_cases(const Case& at);
+void split_cases(const Case& at);
 
 // A buffer of its own, so that the sanitizer sees its first and last byte; filled with 0xff (NaN,
 // or an index of -1), so that whatever is read before it was written shows.
