@@ -113,7 +113,38 @@ def run_split() -> None:
         kernel.backward(grad, x, *learned, stats, saved, *numbers, True)
 
 
-OPS: dict[str, Callable[[], None]] = {"eca": run_eca, "split": run_split, "triplet": run_triplet}
+def run_mde() -> None:
+    """Each radius, padding, layout and width of access, into a part of a larger map too."""
+    from medseg.kernels.mde import kernel
+
+    for shape, dtype, last, scales, bank, pad, shared in (
+        (LARGE, torch.float32, False, (3, 5, 7), "binomial", "zero", False),
+        (LARGE, torch.bfloat16, False, (3, 5, 7), "binomial", "zero", True),
+        (LARGE, torch.float32, True, (3, 5, 7), "binomial", "zero", False),
+        (LARGE, torch.bfloat16, True, (3, 5, 7), "binomial", "zero", False),
+        (LARGE, torch.float32, False, (3, 5, 7), "gauss", "reflect", False),
+        (LARGE, torch.bfloat16, True, (3, 5, 7), "opencv", "reflect", False),
+        (DEEP, torch.float16, False, (5,), "box", "zero", True),
+        (DEEP, torch.float16, True, (3,), "box", "reflect", True),
+        (ODD, torch.float32, False, (3, 7), "binomial", "reflect", False),
+        (ODD, torch.bfloat16, True, (3,), "cross", "zero", False),
+        (ONES, torch.float32, False, (3, 5, 7), "binomial", "zero", False),
+        (FLAT, torch.float16, False, (3, 5, 7), "binomial", "zero", False),
+    ):
+        x, up = feature_map(shape, dtype, last), feature_map(shape, dtype, last)
+        gains = torch.empty(1 if shared else shape[1], len(scales) + 1)
+        out = kernel.forward(x, up, gains, scales, bank, pad)
+        for need_gains in (False, True):
+            kernel.backward(out, x, gains, shape[1], scales, bank, pad, True, need_gains)
+        kernel.backward(x, x, gains, 0, scales, bank, pad, False, True)
+
+
+OPS: dict[str, Callable[[], None]] = {
+    "eca": run_eca,
+    "mde": run_mde,
+    "split": run_split,
+    "triplet": run_triplet,
+}
 
 
 def compile_only_driver(target: str) -> Any:
