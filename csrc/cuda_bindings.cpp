@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -157,6 +158,44 @@ void split_backward(int device, uintptr_t stream, int dtype, const cuda::SplitSh
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::split_backward(dtype, args, s); });
 }
 
+using MapArgument = std::pair<uintptr_t, std::array<int64_t, 4>>;  // address (0: absent), strides
+
+cuda::MdeMap mde_map(const MapArgument& m) {
+  return {address(m.first), m.second[0], m.second[1], m.second[2], m.second[3]};
+}
+
+cuda::MdeBank mde_bank(int scales, std::array<int, 3> gain, std::array<float, 3> norm,
+                       std::array<float, 12> row, bool cross) {
+  cuda::MdeBank bank{};
+  bank.scales = scales, bank.cross = cross;
+  std::copy(gain.begin(), gain.end(), bank.gain);
+  std::copy(norm.begin(), norm.end(), bank.norm);
+  std::copy(row.begin(), row.end(), bank.row);
+  return bank;
+}
+
+cuda::MdeShape mde_shape(std::array<int64_t, 4> sizes, bool last, bool reflect, int vec,
+                         const cuda::MdeBank& bank) {
+  return {sizes[0], sizes[1], static_cast<int>(sizes[2]), static_cast<int>(sizes[3]), last, reflect,
+          vec,      bank};
+}
+
+void mde_forward(int device, uintptr_t stream, int dtype, const cuda::MdeShape& shape,
+                 const MapArgument& x, const MapArgument& out, uintptr_t gains,
+                 int64_t stride_gain) {
+  const cuda::MdeForward args{shape, mde_map(x), mde_map(out), floats(gains), stride_gain};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::mde_forward(dtype, args, s); });
+}
+
+void mde_backward(int device, uintptr_t stream, int dtype, const cuda::MdeShape& shape,
+                  const MapArgument& grad_out, const MapArgument& x, const MapArgument& grad_x,
+                  uintptr_t gains, int64_t stride_gain, uintptr_t grad_gains, uintptr_t scratch) {
+  const cuda::MdeBackward args{
+      shape,         mde_map(grad_out), mde_map(x),         mde_map(grad_x),
+      floats(gains), stride_gain,       floats(grad_gains), address(scratch)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::mde_backward(dtype, args, s); });
+}
+
 py::dict build_info() {
   py::dict info;
   info["cuda"] =
@@ -175,6 +214,8 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<cuda::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
   py::class_<cuda::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
   py::class_<cuda::SplitShape>(m, "SplitShape").def(py::init(&split_shape));
+  py::class_<cuda::MdeBank>(m, "MdeBank").def(py::init(&mde_bank));
+  py::class_<cuda::MdeShape>(m, "MdeShape").def(py::init(&mde_shape));
   m.def("eca_scratch", cuda::eca_scratch, "Bytes of scratch for either direction.");
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
@@ -184,4 +225,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("split_scratch", cuda::split_scratch, "Bytes of scratch for one direction.");
   m.def("split_forward", split_forward);
   m.def("split_backward", split_backward);
+  m.def("mde_scratch", cuda::mde_scratch, "Bytes of scratch for learned gains.");
+  m.def("mde_forward", mde_forward);
+  m.def("mde_backward", mde_backward);
 }

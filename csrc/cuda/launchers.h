@@ -150,4 +150,52 @@ size_t split_scratch(int dtype, const SplitShape& shape, bool backward);
 cudaError_t split_forward(int dtype, const SplitForward& args, cudaStream_t stream);
 cudaError_t split_backward(int dtype, const SplitBackward& args, cudaStream_t stream);
 
+// The largest radius of a mask of the MDE filter: scales up to 7.
+constexpr int kMaxMdeRadius = 3;
+
+// A map (n, c, h, w) by its strides.
+struct MdeMap {
+  void* data;
+  int64_t stride_n, stride_c, stride_h, stride_w;
+};
+
+// The mask of radius r is norm[r - 1] * row x row, row being row[4 * r - 4 ...] from the centre,
+// its outermost value 1; gain[r - 1] is its place among the scales, from 1, or 0 where it is none
+// of them. `cross`: five cells, norm each.
+struct MdeBank {
+  int scales, gain[kMaxMdeRadius];
+  float norm[kMaxMdeRadius], row[4 * kMaxMdeRadius];
+  bool cross;
+};
+
+// vec values along the row (channels_last: channels) lie side by side and aligned in every map:
+// 16 bytes or 4 values (with products, and channels_last: 4 values), or 1.
+struct MdeShape {
+  int64_t n, c;
+  int h, w;
+  bool last, reflect;
+  int vec;
+  MdeBank bank;
+};
+
+struct MdeForward {
+  MdeShape shape;
+  MdeMap x, out;
+  const float* gains;   // (c or 1, scales + 1)
+  int64_t stride_gain;  // between channels; 0 for shared gains
+};
+
+struct MdeBackward {
+  MdeShape shape;
+  MdeMap grad_out, x, grad_x;  // x and grad_x may be null
+  const float* gains;
+  int64_t stride_gain;
+  float* grad_gains;  // like gains; needs x
+  void* scratch;
+};
+
+size_t mde_scratch(const MdeShape& shape);
+cudaError_t mde_forward(int dtype, const MdeForward& args, cudaStream_t stream);
+cudaError_t mde_backward(int dtype, const MdeBackward& args, cudaStream_t stream);
+
 }  // namespace medseg::cuda

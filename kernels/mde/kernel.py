@@ -15,7 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .._backend import is_channels_last, like_input
+from .._backend import like_input
+from .access import channels_dense, output, readable, vector
 from .kernel_jit import filter_kernel, gains_kernel
 from .rows import rows_of
 
@@ -42,9 +43,9 @@ class _Plan(NamedTuple):
 def _plan(x: Tensor, out: Tensor, other: Tensor | None) -> _Plan:
     """Tiles as long as the dense axis, and programs enough to fill the machine."""
     batch, channels, height, width = x.shape
-    last = _last(out)
-    tensors = [t for t in (x, out, other) if t is not None]
-    vec = _vector(tensors, 1 if last else 3, wide=not last and other is None)
+    last = channels_dense(out)
+    wide = not last and other is None and x.element_size() == 2
+    vec = vector([t for t in (x, out, other) if t is not None], last, (8, 4) if wide else (4,))
     if last:
         units, places = batch * (channels // vec), width
         block_u = min(32, triton.next_power_of_2(channels // vec))
@@ -60,33 +61,6 @@ def _plan(x: Tensor, out: Tensor, other: Tensor | None) -> _Plan:
             break
     parts = across * chunks
     return _Plan(last, vec, block_u, block_w, span, chunks, parts, (blocks * parts,))
-
-
-def _last(x: Tensor) -> bool:
-    """Whether channels are the dense axis; a map of one channel counts as NCHW."""
-    return x.stride(1) == 1 and x.shape[1] > 1 and (x.shape[3] == 1 or x.stride(3) != 1)
-
-
-def _vector(tensors: list[Tensor], axis: int, wide: bool) -> int:
-    """Values along ``axis`` that one access may take in all tensors: 4, 8 if ``wide``, or 1."""
-    for vec in (8, 4) if wide and tensors[0].element_size() == 2 else (4,):
-        size = vec * tensors[0].element_size()
-        if all(
-            t.stride(axis) == 1
-            and t.shape[axis] % vec == 0
-            and t.data_ptr() % size == 0
-            and all(t.stride(i) % vec == 0 for i in range(4) if i != axis)
-            for t in tensors
-        ):
-            return vec
-    return 1
-
-
-def _dense(x: Tensor, last: bool) -> Tensor:
-    """``x``, or a copy where the axis that is dense in the output is not dense in ``x``."""
-    if x.stride(1 if last else 3) == 1 or (not last and x.shape[3] == 1):
-        return x
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _filter(
@@ -146,15 +120,9 @@ def forward(
     pad: str,
 ) -> Tensor:
     """The filtered map, behind the channels of ``up`` if that is given."""
-    if up is None:
-        target = out = like_input(x)
-    else:
-        n, c, h, w = x.shape
-        out = like_input(x, (n, up.shape[1] + c, h, w))
-        out.narrow(1, 0, up.shape[1]).copy_(up)
-        target = out.narrow(1, up.shape[1], c)
+    out, target = output(x, up)
     if target.numel() > 0:
-        x = _dense(x, is_channels_last(out))
+        x = readable(x, out)
         _filter(x, target, gains.contiguous(), None, scales, bank, pad, adjoint=False)
     return out
 
@@ -175,11 +143,9 @@ def backward(
     grad_x = like_input(grad_out, grad.shape) if need_input else None
     if grad.numel() == 0:
         return grad_x, gains.new_zeros(gains.shape) if need_gains else None
-    last = is_channels_last(grad_out)
-    other = _dense(x, last) if need_gains else None
-    part = _filter(
-        _dense(grad, last), grad_x, gains.contiguous(), other, scales, bank, pad, adjoint=True
-    )
+    other = readable(x, grad_out) if need_gains and x is not None else None
+    grad = readable(grad, grad_out)
+    part = _filter(grad, grad_x, gains.contiguous(), other, scales, bank, pad, adjoint=True)
     return grad_x, None if part is None else _grad_gains(part, gains, scales, bank)
 
 

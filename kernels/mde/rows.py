@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from .bank import quadrants
 
-FAINT = 2.0**-12  # of the centre: an edge weight below it is no unit to measure the others in
+FAINT = 2.0**-40  # of the centre: what an outermost weight counts as if it is less
 
 
 class Rows(NamedTuple):
@@ -28,8 +28,8 @@ def rows_of(scales: tuple[int, ...], bank: str) -> Rows:
     radii = tuple(k // 2 for k in scales)
     norm, row = [0.0] * max(radii), [1.0] * (4 * max(radii))
     for r, mask in zip(radii, quadrants(scales, bank)[1:], strict=True):
-        edge = mask[0][r] > FAINT * mask[0][0]
-        unit = mask[0][r] if edge else mask[0][0]
-        norm[r - 1] = mask[r][r] if edge and bank != "cross" else mask[0][0]
-        row[4 * r - 4 : 4 * r] = [w / unit for w in (*mask[0], 0.0, 0.0, 0.0)[:4]]
+        unit = max(mask[0][r], FAINT * mask[0][0])
+        outermost = mask[r][r] if unit == mask[0][r] else unit**2 / mask[0][0]
+        norm[r - 1] = mask[0][0] if bank == "cross" else outermost
+        row[4 * r - 4 : 4 * r] = [w / unit for w in (*mask[0][:r], unit, 0.0, 0.0)[:4]]
     return Rows(max(radii), bank == "cross", tuple(norm), tuple(row), radii)

@@ -23,6 +23,7 @@ from tests.cuda.test_emulated import (
 )
 from tests.cuda.test_emulated_split import CASES
 from tests.kernels.eca_cases import POOLED, check_pool
+from tests.kernels.mde_cases import KINDS, mde_gains, mde_pair
 from tests.kernels.split_cases import split_pair, split_params
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 
@@ -91,6 +92,40 @@ def test_split(case, dtype):
                 check(fused, reference, x, params, shape=shape)
 
 
+@pytest.mark.parametrize("backend", ("cuda", "triton"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_mde(kind, dtype, backend):
+    for shape in ((2, 7, 17, 19), (4, 64, 128, 128), (2, 136, 33, 40)):
+        for x in layouts(shape, dtype, "cuda"):
+            gains = mde_gains(shape[1], kind[0], kind[3]).cuda()
+            check(*mde_pair(backend, *kind[:3]), x, [gains])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mde_of_both_backends_repeats_and_is_captured(dtype):
+    for x in layouts((4, 64, 65, 64), dtype, "cuda"):
+        for backend in ("cuda", "triton"):
+            leaves = [x.clone().requires_grad_(), mde_gains(64).cuda().requires_grad_()]
+
+            def step(backend=backend, leaves=leaves):
+                out = mde_pair(backend)[0](*leaves)
+                return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out) / 3)]
+
+            first, side = step(), torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = step()
+            for _ in range(3):
+                graph.replay()
+                assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(first, captured, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_again(dtype):
     params = on_gpu(split_params(32, 32, 2))
@@ -114,6 +149,8 @@ def steps(x):
     yield "triplet inference", 3, 4, functools.partial(fused_triplet(False, 3), x, *tri)
     yield "triplet training", 4, 4, functools.partial(fused_triplet(True, 3), x, *tri)
     split = on_gpu(split_params(x.shape[1] // 2, 32, 2))
+    gains = mde_gains(x.shape[1]).cuda()
+    yield "mde", 1, 1, functools.partial(mde_pair("cuda")[0], x, gains)
     yield "split", 4, 5, functools.partial(split_pair(2, 1, True, "cuda")[0], x, *split)
 
 
@@ -182,6 +219,9 @@ def test_more_than_two_to_the_31_elements():
     assert torch.allclose(got, fused_eca(tail, *params), rtol=1e-2)
     params, split = on_gpu(split_params(32, 32, 2)), split_pair(2, 1, False, "cuda")[0]
     assert torch.allclose(split(x, *params)[-1:], split(tail, *params), rtol=1e-2)
+    for backend in ("cuda", "triton"):
+        fused, gains = mde_pair(backend)[0], mde_gains(x.shape[1]).cuda()
+        assert torch.equal(fused(x, gains)[-1:], fused(tail, gains))
     params = on_gpu(triplet_params(3, 3, x.dtype))
     got = fused_triplet(False, 3)(x, *params)[-1:]
     assert torch.allclose(got, fused_triplet(False, 3)(tail, *params), rtol=1e-2)

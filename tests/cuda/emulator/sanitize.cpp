@@ -174,6 +174,32 @@ void run_split(int dtype, int64_t n, int64_t c, int64_t hw, bool channels_last, 
   }
 }
 
+MdeMap mde_map(const Buffer& b, int64_t c, int64_t h, int64_t w, bool last) {
+  return last ? MdeMap{b.get(), c * h * w, 1, w * c, c} : MdeMap{b.get(), c * h * w, h * w, w, 1};
+}
+
+void run_mde(int dtype, int64_t n, int64_t c, int h, int w, bool last, int radius, bool reflect) {
+  MdeBank bank{1, {}, {0.1f, 0.1f, 0.1f}, {}, false};
+  bank.gain[radius - 1] = 1;
+  for (float& value : bank.row) value = 1.0f;
+  const int wide = last ? 4 : 16 / static_cast<int>(width(dtype));
+  const size_t count = static_cast<size_t>(n * c * h * w), bytes = count * width(dtype);
+  const Buffer x(bytes), out(bytes), grad(bytes), gains(c * 8), grad_gains(c * 8);
+  const MdeMap in = mde_map(x, c, h, w, last), to = mde_map(out, c, h, w, last);
+  const MdeMap back = mde_map(grad, c, h, w, last);
+  for (const bool shared : {false, true}) {
+    MdeShape shape{n, c, h, w, last, reflect, (last ? c : w) % wide == 0 ? wide : 1, bank};
+    const int64_t stride = shared ? 0 : 2;
+    expect(mde_forward(dtype, {shape, in, to, gains.floats(), stride}, {}), "mde_forward");
+    MdeBackward args{shape, to, {}, back, gains.floats(), stride, nullptr, nullptr};
+    expect(mde_backward(dtype, args, {}), "mde_backward");
+    args.shape.vec = (last ? c : w) % 4 == 0 ? 4 : 1;
+    const Buffer scratch(mde_scratch(args.shape), 0xff);
+    args.x = in, args.grad_gains = grad_gains.floats(), args.scratch = scratch.get();
+    expect(mde_backward(dtype, args, {}), "mde_backward of the gains");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -196,6 +222,14 @@ int main() {
   run_eca(kFloat32, 1, 3, 1, 9001, false, 3, 1);
   run_eca(kFloat32, 1, 3, 90, 204, false, 3, 2);
   run_eca(kFloat32, 2, 5000, 1, 3, true, 3, 1);
+  for (const int dtype : {kFloat32, kBFloat16, kFloat16})
+    for (const bool last : {false, true}) {
+      run_mde(dtype, 1, 8, 5, 16, last, 3, false);
+      run_mde(dtype, 2, 3, 7, 9, last, 2, true);
+      run_mde(dtype, 1, 4, 2, 8, last, 1, true);
+      run_mde(dtype, 1, 5, 1, 1, last, 3, false);
+    }
+  run_mde(kFloat32, 1, 4, 70, 20, false, 3, true);
   run_split(kFloat32, 1, 1, 5001, false, 1, 1, 2, false);
   run_triplet(kFloat32, 1, 3, 40, 5, 3, 25, true);
   std::puts("done");
