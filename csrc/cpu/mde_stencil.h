@@ -75,8 +75,9 @@ void fold(const MdeCall& a, int64_t pitch, A* weight) {
   const MdeShape& s = a.shape;
   const int side = s.radius + 1;
   const A* gains = static_cast<const A*>(a.gains);
-  for (int64_t c = 0; c < s.c; ++c) {
-    const A* gain = gains + (s.shared ? 0 : c * s.masks);
+  const int64_t made = s.shared ? 1 : s.c;
+  for (int64_t c = 0; c < made; ++c) {
+    const A* gain = gains + c * s.masks;
     for (int dx = 0; dx < side; ++dx) {
       for (int dy = 0; dy <= dx; ++dy) {
         double sum = 0;
@@ -89,7 +90,7 @@ void fold(const MdeCall& a, int64_t pitch, A* weight) {
     }
   }
   for (int u = 0; u < uniques(s.radius); ++u)
-    for (int64_t c = s.c; c < pitch; ++c) weight[u * pitch + c] = weight[u * pitch + c - s.c];
+    for (int64_t c = made; c < pitch; ++c) weight[u * pitch + c] = weight[u * pitch + c - made];
 }
 
 MEDSEG_INLINE int64_t mirror(int64_t i, int64_t count) {
