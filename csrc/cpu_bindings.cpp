@@ -73,6 +73,22 @@ void eca_backward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr
               address(grad_weight), address(grad_bias), address(scratch)});
 }
 
+void gate_forward(int dtype, int64_t count, int threads, uintptr_t a, uintptr_t b, uintptr_t c,
+                  uintptr_t total, uintptr_t product) {
+  py::gil_scoped_release release;
+  active->gate_forward(dtype, {count, threads, address(a), address(b), address(c), address(total),
+                               address(product)});
+}
+
+void gate_backward(int dtype, int64_t count, int threads, uintptr_t grad_total,
+                   uintptr_t grad_product, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t grad_a,
+                   uintptr_t grad_b, uintptr_t grad_c) {
+  py::gil_scoped_release release;
+  active->gate_backward(
+      dtype, {count, threads, address(grad_total), address(grad_product), address(a), address(b),
+              address(c), address(grad_a), address(grad_b), address(grad_c)});
+}
+
 medseg::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
                                    std::array<int64_t, 3> strides, std::array<int, 3> gate,
                                    std::array<bool, 3> turned, int gates, int taps, int threads,
@@ -212,6 +228,8 @@ PYBIND11_MODULE(_cpu, m) {
         [](int dtype, const medseg::EcaShape& s) { return active->eca_scratch(dtype, s); });
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
+  m.def("gate_forward", gate_forward);
+  m.def("gate_backward", gate_backward);
   m.def("triplet_scratch", [](int dtype, const medseg::TripletShape& s, bool backward) {
     return active->triplet_scratch(dtype, s, backward);
   });

@@ -19,20 +19,28 @@ else:
     from ._backend import backend_report, use_backend
     from .eca.op import eca_attention
     from .eca.reference import eca_reference
+    from .gate.op import attention_gate
+    from .gate.reference import gate_reference
     from .mde.op import mde_concat, mde_filter
     from .mde.reference import mde_reference
+    from .position.op import position_attention
+    from .position.reference import position_reference
     from .split.op import split_attention
     from .split.reference import split_reference
     from .triplet.op import triplet_attention
     from .triplet.reference import triplet_reference
 
     __all__ = [
+        "attention_gate",
         "backend_report",
         "eca_attention",
         "eca_reference",
+        "gate_reference",
         "mde_concat",
         "mde_filter",
         "mde_reference",
+        "position_attention",
+        "position_reference",
         "split_attention",
         "split_reference",
         "triplet_attention",

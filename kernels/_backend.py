@@ -22,7 +22,17 @@ ORDER = {
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "mde": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "split": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
+    "gate": {"cpu": ("cpu",), "cuda": ("triton",)},
+    "position": {"cpu": ("cpu",), "cuda": ("cuda", "triton")},
+    "split": {"cpu": (), "cuda": ("triton", "cuda")},
 }
+
+# Ops whose fast path is PyTorch's own: it answers to every backend of the tensor's device, compiled
+# or not, so that a network may name one backend for all its ops.
+THROUGH_PYTORCH = ("position",)
+
+# What is not written: memory bounds these ops, and Triton reaches it on every GPU.
+MISSING = {("gate", "cuda"): "cuda has no kernels of this op, triton has"}
 
 # Process-wide and plain, so that torch.compile can read and guard it.
 _forced: str | None = os.environ.get("MEDSEG_BACKEND") or None
@@ -90,6 +100,12 @@ def why_not(
     """Why ``backend`` cannot run ``op`` on such a tensor, in one sentence; None if it can."""
     if backend == "reference":
         return None
+    if op in THROUGH_PYTORCH:
+        here = "cpu" if backend == "cpu" else "cuda"
+        named = {"cpu": "CPU", "cuda": "CUDA"}[here]
+        return None if device == here else f"{backend} needs a {named} tensor, got {device}"
+    if (op, backend) in MISSING:
+        return MISSING[op, backend]
     if dtype is torch.float64 and backend != "cpu":
         return f"{backend} computes in float32, so float64 goes through the reference"
     return {"cpu": _why_not_cpu, "cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device)

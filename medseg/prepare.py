@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from .console import Journal
 
 SYNTHETIC = "synthetic_blood_smear"
-_LAYERS = {
+_LAYERS = {  # the layer that calls an op
     "eca": "ECA",
+    "gate": "AttentionGate",
     "mde": "MDEFilter",
+    "position": "PositionAttention",
     "triplet": "TripletAttention",
     "split": "SplitAttention",
 }  # the layer that calls an op
+}
 
 
 @dataclass

@@ -170,6 +170,28 @@ struct SplitBackward {
   void* grad_x;   // null: not wanted
   void* grads;    // acc: of fc1 weight and bias, bn weight and bias, fc2 weight and bias, in a row
   void* scratch;  // bytes, split_scratch(dtype, shape, true), aligned to 64
+// Maps of `count` elements in one dense layout.
+struct GateForward {
+  int64_t count;
+  int threads;
+  const void* a;
+  const void* b;
+  const void* c;
+  void* total;
+  void* product;
+};
+
+struct GateBackward {
+  int64_t count;
+  int threads;
+  const void* grad_total;    // null: zero
+  const void* grad_product;  // null: zero
+  const void* a;
+  const void* b;
+  const void* c;
+  void* grad_a;
+  void* grad_b;
+  void* grad_c;
 };
 
 struct Kernels {
@@ -177,6 +199,8 @@ struct Kernels {
   void (*eca_forward)(int dtype, const EcaForward&);
   void (*eca_backward)(int dtype, const EcaBackward&);
   int64_t (*eca_scratch)(int dtype, const EcaShape&);  // bytes
+  void (*gate_forward)(int dtype, const GateForward&);
+  void (*gate_backward)(int dtype, const GateBackward&);
   void (*triplet_forward)(int dtype, const TripletForward&);
   void (*triplet_backward)(int dtype, const TripletBackward&);
   int64_t (*triplet_scratch)(int dtype, const TripletShape&, bool backward);

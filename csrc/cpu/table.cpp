@@ -7,6 +7,8 @@ namespace MEDSEG_ISA {
 void eca_forward(int dtype, const EcaForward& a);
 void eca_backward(int dtype, const EcaBackward& a);
 int64_t eca_scratch(int dtype, const EcaShape& s);
+void gate_forward(int dtype, const GateForward& a);
+void gate_backward(int dtype, const GateBackward& a);
 void triplet_forward(int dtype, const TripletForward& a);
 void triplet_backward(int dtype, const TripletBackward& a);
 int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward);
@@ -22,6 +24,17 @@ extern const Kernels kernels = {
     MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward, eca_scratch, triplet_forward,
     triplet_backward,        triplet_scratch, mde,          mde_scratch, split_forward,
     split_backward,          split_scratch};
+extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA),
+                                eca_forward,
+                                eca_backward,
+                                eca_scratch,
+                                gate_forward,
+                                gate_backward,
+                                triplet_forward,
+                                triplet_backward,
+                                triplet_scratch,
+                                mde,
+                                mde_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

@@ -63,6 +63,22 @@ def run_eca() -> None:
             kernel.backward(out, summed, x, weight, saved, pool, True)
 
 
+def run_gate() -> None:
+    """Both kernels in each dtype, with one gradient and with both."""
+    from medseg.kernels.gate import kernel
+
+    for shape, dtype, last in (
+        (LARGE, torch.float32, False),
+        (LARGE, torch.bfloat16, True),
+        (ODD, torch.float16, False),
+        (ONES, torch.float32, False),
+    ):
+        x = feature_map(shape, dtype, last)
+        kernel.forward(x, x, x)
+        for total, product in ((x, x), (x, None), (None, x)):
+            kernel.backward(total, product, x, x, x)
+
+
 def run_triplet() -> None:
     """Training and eval, three gates and two, each key width, both sizes of tile."""
     from medseg.kernels.triplet import kernel
@@ -142,6 +158,9 @@ def run_mde() -> None:
 OPS: dict[str, Callable[[], None]] = {
     "eca": run_eca,
     "mde": run_mde,
+OPS: dict[str, Callable[[], None]] = {
+    "eca": run_eca,
+    "gate": run_gate,
     "split": run_split,
     "triplet": run_triplet,
 }

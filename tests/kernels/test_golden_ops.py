@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from medseg.kernels import eca_attention, split_attention, triplet_attention
+from medseg.kernels import eca_attention, triplet_attention, use_backend
 from medseg.kernels.triplet.reference import z_pool_gate
+from medseg.layers import AttentionGate, MinPool, PositionAttention
 from tests.golden import RUNS, device_for, load, needs_golden, relative
 
 pytestmark = needs_golden
@@ -118,3 +120,56 @@ def test_z_pool_gate(mode, dtype):
     gate = functools.partial(z_pool_gate, training=mode == "train")
     parameters = [t[f"spatial.{name}"] for name in ("conv.weight", *names)]
     check(arrays, gate(t["x"], *parameters), t, dtype)
+
+
+HPDDRNET = {"cnn": "conv", **{f"pa.fc_{name}": name for name in "qkvo"}}
+DANET = {f"{name}_conv": name[0] for name in ("query", "key", "value")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("case", ["hpddr_c8", "hpddr_c16", "danet_c16"])
+def test_position(case, backend, dtype):
+    arrays, _ = load(f"ops/position_{case}")
+    t = leaves(arrays, dtype, torch.device("cpu"))
+    danet = case.startswith("danet")
+    layer = PositionAttention(arrays["x"].shape[1], "danet" if danet else "hpddrnet", dropout=0)
+    names = {
+        name: ".".join([(DANET if danet else HPDDRNET).get(stem, stem), leaf] if leaf else [stem])
+        for name in t
+        if name != "x"
+        for stem, _, leaf in [name.rpartition(".") if "." in name else (name, "", "")]
+    }
+    assert set(names.values()) == set(layer.state_dict())
+    with use_backend(backend):
+        out = torch.func.functional_call(layer, {names[n]: t[n] for n in names}, (t["x"],))
+    exact = [n for n in t if n.endswith(("fc_k.bias", "key_conv.bias"))]
+    for name in exact:  # no score moves against another: the gradient is a rounding error
+        arrays["gw/" + name] = np.zeros_like(arrays["gw/" + name])
+    out = out if danet else out.flatten(2).mT
+    check(arrays, out, t, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("variant", ["msan1", "msan2", "msan3"])
+def test_attention_gate(variant, backend, dtype):
+    arrays, _ = load(f"ops/drrmsan_gate_{variant}")
+    arrays["x"] = arrays["dec"]
+    arrays["grad_x"] = arrays["grad_dec"]
+    t = leaves(arrays, dtype, torch.device("cpu"))
+    t["skip"] = torch.from_numpy(arrays["skip"]).to(dtype).requires_grad_()
+    arrays["gw/skip"] = arrays["grad_skip"]
+    layer = AttentionGate(t["x"].shape[1], variant)
+    weights = {name: value for name, value in t.items() if name not in ("x", "skip")}
+    assert set(weights) == set(layer.state_dict())
+    with use_backend(backend):
+        out = torch.func.functional_call(layer, weights, (t["x"], t["skip"]))
+    check(arrays, out, t, dtype)
+
+
+def test_min_pool():
+    arrays, _ = load("ops/drrmsan_minpool")
+    for name in ("", "_signed"):
+        got = MinPool()(torch.from_numpy(arrays["x" + name]))
+        assert np.array_equal(got.numpy(), arrays["out" + name])

@@ -7,10 +7,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from medseg.kernels import (
+    attention_gate,
     eca_attention,
     mde_concat,
     mde_filter,
     split_attention,
+    position_attention,
     triplet_attention,
     use_backend,
 )
@@ -56,6 +58,30 @@ def mde_up(x, gains):
     return mde_concat(2 * x[:, :1], x, gains)[:, 1:] + x[:, :1]
 
 
+def gate(x, a, b):
+    total, product = attention_gate(x * a.to(x.dtype), x.flip(1), x * b.to(x.dtype))
+    return total + 2 * product
+
+
+def position_args(dtype=torch.float32):
+    return [torch.randn(1, dtype=dtype), torch.randn(1, dtype=dtype)]
+
+
+def position(x, a, b):
+    tokens = x.flatten(2).mT
+    out = position_attention(tokens * a.to(x.dtype), tokens, tokens * b.to(x.dtype))
+    return out.mT.reshape(x.shape)
+
+
+def position_narrow(x, a, b):
+    """Values wider than keys."""
+    tokens = x.flatten(2).mT
+    out = position_attention(
+        tokens[..., :1] * a.to(x.dtype), tokens[..., :1], tokens * b.to(x.dtype), scale=1.0
+    )
+    return out.mT.reshape(x.shape)
+
+
 def triplet(x, conv, weight, bias, training=False):
     zeros, ones = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
     return triplet_attention(x, conv, weight, bias, zeros, ones, training=training)
@@ -84,6 +110,9 @@ OPS = {
     "eca_pooled": (eca_pooled, eca_args),
     "mde": (mde, mde_args),
     "mde_up": (mde_up, mde_args),
+    "gate": (gate, position_args),
+    "position": (position, position_args),
+    "position_narrow": (position_narrow, position_args),
     "triplet": (triplet, triplet_args),
     "triplet_train": (triplet_train, triplet_args),
     "split": (split, split_args),

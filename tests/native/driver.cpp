@@ -21,6 +21,7 @@ struct Op {
 };
 const Op kOps[] = {
     {"eca", eca_cases}, {"mde", mde_cases}, {"triplet", triplet_cases}, {"split", split_cases}};
+    {"eca", eca_cases}, {"gate", gate_cases}, {"mde", mde_cases}, {"triplet", triplet_cases}};
 
 int comparisons = 0, failures = 0;
 

@@ -28,6 +28,7 @@ extern const medseg::Kernels* kernels;
 // One function per op, in <op>.cpp; driver.cpp lists them and calls each with every case.
 void eca_cases(const Case& at);
 void mde_cases(const Case& at);
+void gate_cases(const Case& at);
 void triplet_cases(const Case& at);
 void split_cases(const Case& at);
 
