@@ -11,9 +11,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 LAYOUTS = {
     "nchw": torch.contiguous_format,
     "channels_last": torch.channels_last,
+    "tokens": torch.contiguous_format,
 }
 BOTH = ("nchw", "channels_last")
 NCHW = ("nchw",)
+TOKENS = ("tokens",)  # (N, H * W, C)
 FP32 = ("float32",)
 BF16 = ("float32", "bfloat16")
 STEPS = ("inference", "forward+backward")
@@ -110,6 +112,20 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(LARGE, BOTH),
         Row((2, 256, 64, 64), BOTH),
         Row((2, 7, 97, 83)),
+    ),
+    "gate": (  # DRRMSAN's levels
+        Row(LARGE, BOTH, BF16),
+        Row((2, 32, 256, 256)),
+        Row((2, 256, 32, 32), BOTH),
+        Row((2, 7, 97, 83), BOTH),
+    ),
+    "position": (  # HPDDRNet's two fusions at 256, 512 and 1024
+        Row((2, 128, 16, 16), TOKENS),
+        Row((2, 256, 8, 8), TOKENS),
+        Row((2, 128, 32, 32), TOKENS, BF16),
+        Row((2, 256, 16, 16), TOKENS),
+        Row((1, 128, 64, 64), TOKENS),
+        Row((2, 24, 9, 11), TOKENS),
     ),
 }
 

@@ -108,9 +108,15 @@ def folded(gains: Tensor, x: Tensor) -> Tensor:
     return mde_reference(impulse, gains).transpose(0, 1).to(x.dtype)
 
 
+def _sdpa(case: Case, inputs: list[Tensor]) -> Peer:
+    """PyTorch's own choice among its attention kernels."""
+    return F.scaled_dot_product_attention, inputs, [t for t in inputs if t.requires_grad]
+
+
 PEERS: dict[str, dict[str, Callable[[Case, list[Tensor]], Peer]]] = {
     "eca": {"timm": _timm_eca},
     "split": {"timm": _timm_split},
     "mde": {"conv2d": _conv2d},
     "mde_concat": {"conv2d": _conv2d},
+    "position": {"sdpa": _sdpa},
 }

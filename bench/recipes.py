@@ -9,9 +9,11 @@ from torch import Tensor
 
 from bench.cases import DTYPES, LAYOUTS, Case
 from medseg.kernels import (
+    attention_gate,
     eca_attention,
     mde_concat,
     mde_filter,
+    position_attention,
     split_attention,
     triplet_attention,
 )
@@ -131,6 +133,26 @@ def _mde_concat(case: Case) -> Recipe:
     return Recipe("mde", [feature_map(case), feature_map(case), _gains(case)], 2, forward)
 
 
+def _position(case: Case) -> Recipe:
+    """Queries, keys and values of one head, as HPDDRNet has them."""
+    n, channels, h, w = case.shape
+    inputs = [numbers(n, h * w, channels).to(DTYPES[case.dtype]) for _ in range(3)]
+
+    def forward(backend: str) -> Call:
+        return lambda q, k, v: position_attention(q, k, v, backend=backend)
+
+    return Recipe("position", inputs, 3, forward)
+
+
+def _gate(case: Case) -> Recipe:
+    """The elementwise middle: three branches, their sum and their product."""
+
+    def forward(backend: str) -> Call:
+        return lambda a, b, c: attention_gate(a, b, c, backend=backend)
+
+    return Recipe("gate", [feature_map(case) for _ in range(3)], 3, forward)
+
+
 def _gains(case: Case) -> Tensor:
     """The default preset, for every channel."""
     return torch.tensor([0.5, 2.0, 1.5, 1.0], device=device()).repeat(case.shape[1], 1)
@@ -145,4 +167,6 @@ RECIPES: dict[str, Callable[[Case], Recipe]] = {
     "mde": _mde,
     "mde_learned": _mde,
     "mde_concat": _mde_concat,
+    "position": _position,
+    "gate": _gate,
 }
