@@ -22,9 +22,8 @@ PASSES = {
 }
 
 
-MEMORY_BOUND = {*PASSES, "split", "split_folded"} - {
-    "position"
-}  # where the floor is what time goes for
+# Where the floor is what time goes for.
+MEMORY_BOUND = {*PASSES, "split", "split_folded"} - {"position"}
 
 
 def map_bytes(case: Case) -> int:

@@ -24,7 +24,6 @@ ORDER = {
     "split": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "gate": {"cpu": ("cpu",), "cuda": ("triton",)},
     "position": {"cpu": ("cpu",), "cuda": ("cuda", "triton")},
-    "split": {"cpu": (), "cuda": ("triton", "cuda")},
 }
 
 # Ops whose fast path is PyTorch's own: it answers to every backend of the tensor's device, compiled

@@ -35,7 +35,6 @@ _LAYERS = {  # the layer that calls an op
     "position": "PositionAttention",
     "triplet": "TripletAttention",
     "split": "SplitAttention",
-}  # the layer that calls an op
 }
 
 

@@ -170,6 +170,8 @@ struct SplitBackward {
   void* grad_x;   // null: not wanted
   void* grads;    // acc: of fc1 weight and bias, bn weight and bias, fc2 weight and bias, in a row
   void* scratch;  // bytes, split_scratch(dtype, shape, true), aligned to 64
+};
+
 // Maps of `count` elements in one dense layout.
 struct GateForward {
   int64_t count;

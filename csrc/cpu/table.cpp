@@ -20,10 +20,6 @@ int64_t split_scratch(int dtype, const SplitShape& s, bool backward);
 
 #define MEDSEG_STRING(name) #name
 #define MEDSEG_NAME(name) MEDSEG_STRING(name)
-extern const Kernels kernels = {
-    MEDSEG_NAME(MEDSEG_ISA), eca_forward,     eca_backward, eca_scratch, triplet_forward,
-    triplet_backward,        triplet_scratch, mde,          mde_scratch, split_forward,
-    split_backward,          split_scratch};
 extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA),
                                 eca_forward,
                                 eca_backward,
@@ -34,7 +30,10 @@ extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA),
                                 triplet_backward,
                                 triplet_scratch,
                                 mde,
-                                mde_scratch};
+                                mde_scratch,
+                                split_forward,
+                                split_backward,
+                                split_scratch};
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

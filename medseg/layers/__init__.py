@@ -3,11 +3,16 @@
 from .eca import ECA
 from .gate import AttentionGate, MinPool
 from .mde import MDEFilter
+from .position import PositionAttention
 from .split import SplitAttention
 from .triplet import TripletAttention
 
-__all__ = ["ECA", "MDEFilter", "SplitAttention", "TripletAttention"]
-from .position import PositionAttention
-from .triplet import TripletAttention
-
-__all__ = ["ECA", "AttentionGate", "MDEFilter", "MinPool", "PositionAttention", "TripletAttention"]
+__all__ = [
+    "ECA",
+    "AttentionGate",
+    "MDEFilter",
+    "MinPool",
+    "PositionAttention",
+    "SplitAttention",
+    "TripletAttention",
+]

@@ -157,10 +157,8 @@ def run_mde() -> None:
 
 OPS: dict[str, Callable[[], None]] = {
     "eca": run_eca,
-    "mde": run_mde,
-OPS: dict[str, Callable[[], None]] = {
-    "eca": run_eca,
     "gate": run_gate,
+    "mde": run_mde,
     "split": run_split,
     "triplet": run_triplet,
 }

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medseg.kernels import eca_attention, split_attention, triplet_attention
-from medseg.kernels import eca_attention, triplet_attention, use_backend
+from medseg.kernels import eca_attention, split_attention, triplet_attention, use_backend
 from medseg.kernels.triplet.reference import z_pool_gate
 from medseg.layers import AttentionGate, MinPool, PositionAttention
 from tests.golden import RUNS, device_for, load, needs_golden, relative

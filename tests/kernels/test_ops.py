@@ -11,8 +11,8 @@ from medseg.kernels import (
     eca_attention,
     mde_concat,
     mde_filter,
-    split_attention,
     position_attention,
+    split_attention,
     triplet_attention,
     use_backend,
 )

@@ -19,9 +19,11 @@ struct Op {
   const char* name;
   void (*cases)(const Case&);
 };
-const Op kOps[] = {
-    {"eca", eca_cases}, {"mde", mde_cases}, {"triplet", triplet_cases}, {"split", split_cases}};
-    {"eca", eca_cases}, {"gate", gate_cases}, {"mde", mde_cases}, {"triplet", triplet_cases}};
+const Op kOps[] = {{"eca", eca_cases},
+                   {"gate", gate_cases},
+                   {"mde", mde_cases},
+                   {"triplet", triplet_cases},
+                   {"split", split_cases}};
 
 int comparisons = 0, failures = 0;
 

@@ -24,8 +24,7 @@ TABLE = (ROOT / "csrc" / "cpu" / "kernels.h").read_text()
 OPS = re.findall(r"\(\*(\w+?)(?:_forward)?\)\(int dtype, const \w+(?:Forward|Call)&\)", TABLE)
 
 # How many barriers a thread meets at most in one call; each is left out once, and has to be missed.
-BARRIERS = {"eca": 2, "mde": 0, "triplet": 6, "split": 2}
-BARRIERS = {"eca": 2, "gate": 0, "mde": 0, "triplet": 6}
+BARRIERS = {"eca": 2, "gate": 0, "mde": 0, "triplet": 6, "split": 2}
 
 
 def supported():
