@@ -198,8 +198,8 @@ class _ECA(torch.autograd.Function):
         return (
             grad_x if need_x else None,
             grad_x if need_residual else None,
-            grad_weight.to(weight.dtype) if need_weight else None,
-            grad_bias.to(bias.dtype) if need_bias else None,
+            grad_weight.to(weight.dtype) if need_weight else None,  # pyright: ignore
+            grad_bias.to(bias.dtype) if need_bias else None,  # pyright: ignore
             None,
             None,
         )
@@ -214,7 +214,7 @@ def _twice(
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again: those of the reference of the sum."""
     out = eca_reference(*inputs, pool=pool)
-    leaves = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    leaves = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
     found = iter(torch.autograd.grad(out, leaves, grad_out, create_graph=True))
     grads = [next(found) if want else None for want in wanted]
     if grads[0] is not None and grad_summed is not None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,9 @@ class MDEFilter(nn.Module):
 
     Source: our reading of Wang et al., "E-DU", 2022, doi:10.1016/j.compbiomed.2022.106206.
     """
+
+    gains: Tensor
+    tau: Any  # Tensor (C or 1, 1), or None: no threshold
 
     def __init__(
         self,
