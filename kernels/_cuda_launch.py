@@ -38,3 +38,11 @@ def planes_dense(x: Tensor) -> Tensor:
     if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
         return x
     return x.contiguous()
+
+
+def strides_of(x: Tensor, last: bool) -> tuple[int, int]:
+    """Elements from image to image, and from plane to plane or, channels_last, pixel to pixel.
+
+    Pixels lie densely; what ``stride`` says of an axis of length 1 means nothing.
+    """
+    return x.stride(0), x.shape[1] if last else x.stride(1)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import is_channels_last, like_input, like_layout, native
-from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch
+from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch, strides_of
 from .maps import in_order_of, pooled_like
 
 
@@ -73,5 +73,4 @@ def _address(given: Tensor | None) -> int:
 
 def _shape(cuda, x: Tensor, weight: Tensor, pool: int):  # noqa: ANN001  (types of the compiled module)
     last = is_channels_last(x)
-    pitch = x.stride(3) if last else x.stride(1)
-    return cuda.EcaShape(tuple(x.shape), (x.stride(0), pitch), last, weight.numel(), pool)
+    return cuda.EcaShape(tuple(x.shape), strides_of(x, last), last, weight.numel(), pool)

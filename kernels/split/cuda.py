@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import is_channels_last, like_input, like_layout, native
-from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch
+from .._cuda_launch import DTYPES, on_device, parameter, planes_dense, scratch, strides_of
 
 
 def forward(
@@ -98,6 +98,5 @@ def _shape(cuda, x: Tensor, numbers: tuple[int, int, int], training: bool, eps: 
     """``numbers``: radix, cardinality, hidden units."""
     n, width, h, w = x.shape
     last = is_channels_last(x)
-    pitch = x.stride(3) if last else x.stride(1)
     sizes = (n, width // numbers[0], h * w)
-    return cuda.SplitShape(sizes, (x.stride(0), pitch), last, numbers, training, eps)
+    return cuda.SplitShape(sizes, strides_of(x, last), last, numbers, training, eps)

@@ -93,7 +93,10 @@ def coarse(x: Tensor) -> Tensor:
 
 
 def layouts(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Iterator[Tensor]:
-    """The same kind of map contiguous, channels_last, and cut out of a larger one."""
+    """The same kind of map contiguous, channels_last, and cut out of a larger one.
+
+    Where H or W is 1, also turned: dense still, with strides of that axis that mean nothing.
+    """
     generator = torch.Generator().manual_seed(hash(shape) % 1000)
     n, c, h, w = shape
     large = torch.randn((n, c + 2, h + 1, w + 3), generator=generator, dtype=torch.float64)
@@ -102,3 +105,6 @@ def layouts(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> 
     yield cut.contiguous()
     yield cut.contiguous(memory_format=torch.channels_last)
     yield cut
+    if 1 in (h, w):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            yield cut.mT.contiguous(memory_format=layout).mT
