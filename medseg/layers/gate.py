@@ -24,7 +24,7 @@ class AttentionGate(nn.Module):
 
     Raises:
         ValueError: ``variant`` is unknown or ``channels`` below 1; in forward, a map is odd or too
-            small.
+            small, or the two differ in shape.
 
     Source: Pal and Mj, "Improving multi-scale attention networks", Imaging Science Journal 2023.
     """
@@ -35,7 +35,7 @@ class AttentionGate(nn.Module):
             raise ValueError(f"variant must be one of {', '.join(SMALLEST)}, got {variant!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        self.variant = variant
+        self.channels, self.variant = channels, variant
         if variant == "msan1":
             self.dec, self.skip = _Branch(channels), _Branch(channels)
             self.out = _conv(channels, 3)
@@ -46,6 +46,10 @@ class AttentionGate(nn.Module):
 
     def forward(self, d: Tensor, k: Tensor) -> Tensor:
         """d, the decoder's, and k, the skip: (N, C, H, W), H and W even; returns that shape."""
+        if d.dim() != 4 or d.shape[1] != self.channels:
+            raise ValueError(f"d must be (N, {self.channels}, H, W), got {tuple(d.shape)}")
+        if k.shape != d.shape:
+            raise ValueError(f"k must be {tuple(d.shape)} like d, got {tuple(k.shape)}")
         least = SMALLEST[self.variant]
         if any(size < least or size % 2 for size in d.shape[2:]):
             raise ValueError(
@@ -99,8 +103,10 @@ class MinPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W); returns (N, C, H // 2, W // 2)."""
-        least = -F.max_pool2d(-x.masked_fill(x == 0, torch.inf), 2)
-        return least.masked_fill(least == torch.inf, 0)
+        zero = x == 0
+        least = -F.max_pool2d(-x.masked_fill(zero, torch.inf), 2)
+        empty = F.max_pool2d((~zero).to(x.dtype), 2) == 0
+        return least.masked_fill(empty, 0)
 
 
 class _Corner(nn.Conv2d):

@@ -100,6 +100,27 @@ def test_min_pool_skips_zeros():
     assert MinPool()(-x).flatten().tolist() == [-3.0, 0.0]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("d", "k", "words"),
+    [
+        ((2, 8, 12, 12), (2, 8, 14, 14), r"k must be \(2, 8, 12, 12\) like d, got \(2, 8, 14"),
+        ((2, 8, 12, 12), (1, 8, 12, 12), r"k must be \(2, 8, 12, 12\) like d, got \(1, 8, 12"),
+        ((2, 1, 12, 12), (2, 1, 12, 12), r"d must be \(N, 8, H, W\), got \(2, 1, 12, 12\)"),
+        ((8, 12, 12), (8, 12, 12), r"d must be \(N, 8, H, W\), got \(8, 12, 12\)"),
+    ],
+)
+def test_refuses_maps_that_do_not_match(variant, d, k, words):
+    with pytest.raises(ValueError, match=words):
+        AttentionGate(8, variant)(torch.randn(d), torch.randn(k))
+
+
+def test_min_pool_of_infinities():
+    inf = torch.inf
+    x = torch.tensor([[inf, 0.0, inf, inf, -inf, 0.0], [0.0, inf, inf, inf, 0.0, inf]])
+    assert MinPool()(x.view(1, 1, 2, 6)).flatten().tolist() == [inf, inf, -inf]
+
+
 def test_min_pool_gradient_goes_to_the_entry_taken():
     x = torch.tensor([[5.0, 5.0, 0.0, 0.0], [7.0, 0.0, 0.0, 0.0]]).view(1, 1, 2, 4)
     x.requires_grad_()
