@@ -276,7 +276,11 @@ class OpWatch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "medseg":
-            backend = next((a for a in args if isinstance(a, str)), "fused")
-            counts = self.seen.setdefault(name, {})
-            counts[backend] = counts.get(backend, 0) + 1
+            self._count(name, next((a for a in args if isinstance(a, str)), "fused"))
+        elif name.startswith("_scaled_dot_product_"):  # position attention on a GPU is PyTorch's
+            self._count("position", args[0].device.type)
         return func(*args, **(kwargs or {}))
+
+    def _count(self, op: str, backend: str) -> None:
+        counts = self.seen.setdefault(op, {})
+        counts[backend] = counts.get(backend, 0) + 1
