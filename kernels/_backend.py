@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ ORDER = {
 }
 
 # Ops whose fast path is PyTorch's own: it answers to every backend of the tensor's device, compiled
-# or not, so that a network may name one backend for all its ops.
+# or not. A network may so name one backend for all its ops, unless MISSING has one of them.
 THROUGH_PYTORCH = ("position",)
 
 # What is not written: memory bounds these ops, and Triton reaches it on every GPU.
@@ -219,6 +220,24 @@ def like_layout(x: Tensor, grad: Tensor) -> Tensor:
     if is_channels_last(x):
         return grad.contiguous(memory_format=torch.channels_last)
     return grad.contiguous()
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switches autocast off on the device of ``x`` where it is on: inside, dtypes are as written.
+
+    It stays on inside a CPU or CUDA kernel, and would turn matrix products to its half type. Left
+    as it is under strict export, which loses such blocks (PyTorch 2.13).
+    """
+    kind = x.device.type
+    strict = torch.compiler.is_exporting() and torch.compiler.is_dynamo_compiling()
+    if strict or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def apart(*tensors: Any) -> list[Any]:
+    """Aliases, so that gradients asked of them end there where one tensor was made of another."""
+    return [None if t is None else t.view_as(t) for t in tensors]
 
 
 def watched_by_forward_ad() -> bool:

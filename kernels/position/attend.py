@@ -30,14 +30,20 @@ from .._backend import accumulator
 
 BLOCK = 1 << 19  # scores formed at once, 2 MB: 2^17 and 2^21 were up to 1.5 times slower
 FEWEST_ROWS = 32
+FEWEST_KEYS = 16  # of flash: with less than a vector of them PyTorch 2.13 turns a row of NaN into 0
 LEVELS = 1 << 16  # steps in which a probability of dropout is told; the scale makes up for it
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def takes_flash(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether PyTorch's fused attention runs these; widths that differ are padded with zeros.
+def takes_flash(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """Whether PyTorch's fused attention runs these; widths that differ are padded with zeros."""
+    return key.shape[1] >= FEWEST_KEYS and _may_take_flash(query, value, dropout)
+
+
+def _may_take_flash(query: Tensor, value: Tensor, dropout: float) -> bool:
+    """Without a look at the number of keys, on which torch.compile would have to guard.
 
     In float32 padding costs more than the fusion saves, in the half types it does not.
     """
@@ -47,7 +53,8 @@ def takes_flash(query: Tensor, value: Tensor, dropout: float) -> bool:
 
 def new_saved(query: Tensor, value: Tensor, dropout: float) -> Tensor:
     """What forward keeps beside its output: a number a row (N, 1, L) for flash, else nothing."""
-    rows = (query.shape[0], 1, query.shape[1]) if takes_flash(query, value, dropout) else (0,)
+    flash = _may_take_flash(query, value, dropout)
+    rows = (query.shape[0], 1, query.shape[1]) if flash else (0,)
     return query.new_empty(rows, dtype=accumulator(query.dtype))
 
 
@@ -59,7 +66,7 @@ def forward(
     saved = new_saved(query, value, dropout)
     if out.numel() == 0 or key.shape[1] == 0:
         return out, saved.zero_()
-    if takes_flash(query, value, dropout):
+    if takes_flash(query, key, value, dropout):
         found, saved = _flash(*_heads(query, key, value), scale=scale)
         return found[:, 0, :, : value.shape[2]].contiguous(), saved.contiguous()
     query, key = _scores_of(query, scale), _scores_of(key)
@@ -68,7 +75,7 @@ def forward(
         if kept is not None:
             weights.mul_(kept)
         torch.bmm(weights, value[images], out=out[images, rows])
-    return out, saved
+    return out, saved.zero_()
 
 
 def backward(
@@ -86,7 +93,7 @@ def backward(
     if out.numel() == 0 or key.shape[1] == 0:
         found = query, key, value
         return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in found)  # pyright: ignore
-    if not takes_flash(query, value, dropout):
+    if not takes_flash(query, key, value, dropout):
         return _backward_blocks(grad_out, query, key, value, seed, scale, dropout)
     heads = _heads(query, key, value, out, grad_out)
     grads = _flash_backward(heads[4], *heads[:4], saved, 0.0, False, scale=scale)
@@ -130,11 +137,11 @@ def _blocks(
 
 def _mask(shape: tuple[int, int, int], dropout: float, generator: torch.Generator) -> Tensor:
     """0 where a weight is dropped, else 1 / (share that is kept); four draws of 64 random bits."""
-    count, dropped = shape[0] * shape[1] * shape[2], round(dropout * LEVELS)
+    count, dropped = shape[0] * shape[1] * shape[2], min(round(dropout * LEVELS), LEVELS - 1)
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
     kept = (bits >= dropped - LEVELS // 2).view(shape)
-    return kept.to(torch.float32).mul_(LEVELS / max(1, LEVELS - dropped))
+    return kept.to(torch.float32).mul_(LEVELS / (LEVELS - dropped))
 
 
 def _backward_blocks(

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._arguments import FLOATS
-from .._backend import choose, watched_by_forward_ad
+from .._backend import apart, choose, watched_by_forward_ad, without_autocast
 from . import attend
 from .reference import position_reference
 
@@ -57,9 +57,9 @@ def position_attention(
         backend: "cpu", "cuda", "triton" or "reference"; None takes the fast path.
 
     Returns:
-        Tensor (N, L, E), contiguous, in the dtype of ``value``; scores and softmax are float32
-        (float64 for float64). Second derivatives go through the reference; on a GPU only with
-        ``backend="reference"``, else PyTorch refuses them.
+        Tensor (N, L, E), contiguous, in the dtype of ``value`` under autocast too; scores and
+        softmax are float32 (float64 for float64). Second derivatives go through the reference; on
+        a GPU only with ``backend="reference"``, else PyTorch refuses them.
 
     Raises:
         ValueError: a tensor is no (N, L, D) float tensor, or shapes, dtypes or devices differ, or
@@ -103,7 +103,7 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: fl
     """PyTorch's choice among its fused kernels; odd widths would send it to the plain formula."""
     width = value.shape[2]
     heads = [_widened(t).contiguous().unsqueeze(1) for t in (query, key, value)]
-    with torch.autocast("cuda", enabled=False):
+    with without_autocast(query):
         out = F.scaled_dot_product_attention(*heads, dropout_p=dropout, scale=scale)
     return out.squeeze(1)[..., :width].contiguous()
 
@@ -117,14 +117,16 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, seed: Tensor | None, scale: float, dropout: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return attend.forward(query, key, value, seed, scale, dropout)
+    with without_autocast(query):
+        return attend.forward(query, key, value, seed, scale, dropout)
 
 
 def _backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, saved: Tensor,
     seed: Tensor | None, scale: float, dropout: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return attend.backward(grad_out, query, key, value, out, saved, seed, scale, dropout)
+    with without_autocast(query):
+        return attend.backward(grad_out, query, key, value, out, saved, seed, scale, dropout)
 
 
 def _fake(
@@ -159,7 +161,8 @@ class _Position(torch.autograd.Function):
             return (None,) * 7
         query, key, value, out, saved, seed = ctx.saved_tensors
         if torch.is_grad_enabled():  # someone asked for create_graph
-            return _twice(grad_out, (query, key, value), seed, ctx.scale, ctx.dropout)
+            with without_autocast(query):
+                return _twice(grad_out, apart(query, key, value), seed, ctx.scale, ctx.dropout)
         grads = _position_backward(
             grad_out, query, key, value, out, saved, seed, ctx.scale, ctx.dropout, ctx.backend
         )
@@ -169,16 +172,17 @@ class _Position(torch.autograd.Function):
 
 def _twice(
     grad_out: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
+    inputs: list[Tensor],
     seed: Tensor | None,
     scale: float,
     dropout: float,
 ) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again: those of the reference's formula."""
+    query, key, value = inputs
     if seed is None:
-        out = position_reference(*inputs, scale=scale)
+        out = position_reference(query, key, value, scale=scale)
     else:
-        out = attend.with_mask(*inputs, seed, scale, dropout)
+        out = attend.with_mask(query, key, value, seed, scale, dropout)
     asked = [t for t in inputs if t.requires_grad]
     found = iter(torch.autograd.grad(out, asked, grad_out, create_graph=True))
     return (*(next(found) if t.requires_grad else None for t in inputs), *(None,) * 4)

@@ -5,7 +5,7 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._backend import accumulator
+from .._backend import accumulator, without_autocast
 
 
 def position_reference(
@@ -24,5 +24,6 @@ def position_reference(
     """
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
     wide = accumulator(query.dtype)
-    weights = (query @ key.mT).to(wide).mul(scale).softmax(2)  # (N, L, M)
-    return F.dropout(weights.to(value.dtype), dropout) @ value
+    with without_autocast(query):
+        weights = (query @ key.mT).to(wide).mul(scale).softmax(2)  # (N, L, M)
+        return F.dropout(weights.to(value.dtype), dropout) @ value

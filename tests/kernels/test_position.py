@@ -204,13 +204,68 @@ def test_large_energies_of_half_tokens(widths):
     assert error(position_attention(q, k, v, scale=1.0, dropout=1e-6), truth) < 0.01
 
 
+@pytest.mark.parametrize("keys", (1, 7, 15, 16, 20, 519))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("widths", ((4, 4), (4, 6)), ids=str)
-def test_nan_stays_in_its_row(widths):
-    q, k, v = tokens(2, 20, 20, *widths)
+def test_nan_stays_in_its_row(widths, dtype, keys):
+    """PyTorch's fused attention makes 0 of it where the keys do not fill a vector."""
+    q, k, v = tokens(2, 20, keys, *widths, dtype)
     q[1, 3] = float("nan")
-    v[0, 5, 2] = float("inf")
+    v[0, keys // 4, 2] = float("inf")
     got, want = position_attention(q, k, v), position_reference(q, k, v)
+    assert want[1, 3].isnan().all()
     torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+@pytest.mark.parametrize("dropout", (0.0, 0.1))
+@pytest.mark.parametrize("widths", ((4, 4), (4, 6)), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_autocast_changes_nothing(dtype, widths, dropout, compiled):
+    """Tokens keep their dtype, scores float32; backward may run inside the block."""
+    inputs = [t.requires_grad_() for t in tokens(2, 40, 30, *widths, dtype)]
+
+    def run(q, k, v):
+        return position_attention(q, k, v, dropout=dropout, scale=2.0)
+
+    want, *grads = seeded(run, inputs)
+    fn = torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run
+    with torch.autocast("cpu", torch.bfloat16):
+        got, *found = seeded(fn, inputs)
+    assert got.dtype is dtype
+    if compiled and dropout:  # the draw of the seed may have moved
+        assert all(g.isfinite().all() for g in found)
+        return
+    torch.testing.assert_close((got, *found), (want, *grads))
+
+
+def seeded(fn, inputs):
+    torch.manual_seed(3)
+    out = fn(*inputs)
+    return out, *torch.autograd.grad(out.float().sum(), inputs)
+
+
+def test_autocast_leaves_the_reference_and_second_derivatives_in_float32():
+    inputs = [t.requires_grad_() for t in tokens(2, 20, 20, 4, 6)]
+
+    def twice(dropout):
+        torch.manual_seed(3)
+        out = position_attention(*inputs, dropout=dropout)
+        return torch.autograd.grad(out.sum(), inputs, create_graph=True)
+
+    for dropout in (0.0, 0.1):
+        plain = position_reference(*inputs)
+        want = twice(dropout)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(position_reference(*inputs), plain)
+            torch.testing.assert_close(twice(dropout), want)
+
+
+@pytest.mark.parametrize("dropout", (1 - 2**-17, 1 - 2**-20, 0.9999999))
+def test_dropout_near_one_drops(dropout):
+    q, k, _ = tokens(1, 100, 40, 4, 4)
+    out = dropped(q, k, torch.ones(1, 40, 4), dropout)
+    assert int((out[..., 0] != 0).sum()) < 10
 
 
 def test_second_run_gives_the_same_bits():

@@ -51,6 +51,13 @@ def test_autocast_and_gradients(variant):
     assert all(p.grad is not None and p.grad.dtype is torch.float32 for p in layer.parameters())
 
 
+def test_backward_inside_autocast():
+    layer = PositionAttention(16).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 16, 6, 5)).float().square().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
 def test_dropout_only_in_training():
     torch.manual_seed(0)
     layer = PositionAttention(8, dropout=0.5)
