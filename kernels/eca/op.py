@@ -1,12 +1,20 @@
 """Registration, autograd and the public function of ECA."""
 
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from .._arguments import check_map, check_parameters
-from .._backend import accumulator, choose, launchers, like_input, watched_by_forward_ad
+from .._backend import (
+    accumulator,
+    apart,
+    choose,
+    launchers,
+    like_input,
+    watched_by_forward_ad,
+    without_autocast,
+)
 from .maps import pooled_like
 from .reference import eca_reference
 
@@ -188,9 +196,10 @@ class _ECA(torch.autograd.Function):
         need_map = need_x or need_residual
         if torch.is_grad_enabled():  # someone asked for create_graph
             wanted = (need_map, need_weight, need_bias)
-            grad_x, grad_weight, grad_bias = _twice(
-                grad_out, grad_summed, (x, weight, bias), wanted, ctx.pool
-            )
+            inputs = apart(x, weight, bias)
+            with without_autocast(x):
+                found = _twice(grad_out, grad_summed, inputs, wanted, ctx.pool)
+            grad_x, grad_weight, grad_bias = found
         else:
             grad_x, grad_weight, grad_bias = _eca_backward(
                 grad_out, grad_summed, x, weight, saved, ctx.pool, need_map, ctx.backend
@@ -208,7 +217,7 @@ class _ECA(torch.autograd.Function):
 def _twice(
     grad_out: Tensor,
     grad_summed: Tensor | None,
-    inputs: tuple[Tensor, Tensor, Tensor | None],
+    inputs: list[Any],
     wanted: tuple[bool, bool, bool],
     pool: int,
 ) -> list[Tensor | None]:

@@ -5,6 +5,8 @@ from typing import overload
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._backend import without_autocast
+
 
 @overload
 def eca_reference(
@@ -37,7 +39,8 @@ def eca_reference(
     """
     summed = x if residual is None else x + residual
     pooled = summed.mean((2, 3)).to(weight.dtype)  # (N, C)
-    z = F.conv1d(pooled.unsqueeze(1), weight.view(1, 1, -1), bias, padding=weight.numel() // 2)
+    with without_autocast(x):
+        z = F.conv1d(pooled.unsqueeze(1), weight.view(1, 1, -1), bias, padding=weight.numel() // 2)
     out = summed * z.squeeze(1).sigmoid()[:, :, None, None].to(x.dtype)
     out = F.max_pool2d(out, 2) if pool == 2 else out
     return out if residual is None else (out, summed)

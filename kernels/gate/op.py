@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_map
-from .._backend import choose, launchers, like_input, watched_by_forward_ad
+from .._backend import apart, choose, launchers, like_input, watched_by_forward_ad
 from .reference import gate_reference
 
 lib = torch.library.Library("medseg", "FRAGMENT")
@@ -104,14 +104,14 @@ class _Gate(torch.autograd.Function):
             return (None,) * 4
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # someone asked for create_graph
-            return _twice((grad_total, grad_product), inputs)
+            return _twice((grad_total, grad_product), apart(*inputs))
         grads = _gate_backward(grad_total, grad_product, *inputs, ctx.backend)
         wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
         return (*(g if need else None for g, need in wanted), None)
 
 
 def _twice(
-    grads: tuple[Tensor | None, Tensor | None], inputs: tuple[Tensor, ...]
+    grads: tuple[Tensor | None, Tensor | None], inputs: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again: those of the reference."""
     outs = gate_reference(*inputs)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_map, check_parameters
-from .._backend import accumulator, choose, launchers, like_input, watched_by_forward_ad
+from .._backend import (
+    accumulator,
+    apart,
+    choose,
+    launchers,
+    like_input,
+    watched_by_forward_ad,
+    without_autocast,
+)
 from .reference import activated, split_reference
 
 LARGEST_RADIX = 4  # what the kernels are unrolled for; the paper uses 1, 2 and 4
@@ -216,7 +224,8 @@ class _Split(torch.autograd.Function):
         inputs, running, (stats, saved) = tensors[:7], tensors[7:9], tensors[9:]
         needed = [ctx.needs_input_grad[i] for i in LEARNED]
         if torch.is_grad_enabled():  # someone asked for create_graph
-            found = _twice(grad_out, inputs, running, needed, ctx.options)
+            with without_autocast(grad_out):
+                found = _twice(grad_out, apart(*inputs), running, needed, ctx.options)
         else:
             *options, backend = ctx.options
             found = _split_backward(grad_out, *inputs, stats, saved, *options, needed[0], backend)
@@ -228,7 +237,7 @@ class _Split(torch.autograd.Function):
 
 def _twice(
     grad_out: Tensor,
-    inputs: tuple[Any, ...],
+    inputs: list[Any],
     running: tuple[Tensor | None, Tensor | None],
     needed: list[bool],
     options: tuple,

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._backend import without_autocast
+
 
 def split_reference(
     x: Tensor,
@@ -41,11 +43,12 @@ def split_reference(
     for split in splits[1:]:
         total = total + split
     s = total.mean((2, 3)).to(fc1_weight.dtype)  # (N, C)
-    h = grouped_linear(s, fc1_weight, fc1_bias, cardinality)  # (N, I)
-    h = F.batch_norm(
-        h, running_mean, running_var, bn_weight, bn_bias, training, momentum=momentum, eps=eps
-    ).relu()
-    z = grouped_linear(h, fc2_weight, fc2_bias, cardinality)  # (N, R*C), group-major
+    with without_autocast(x):
+        h = grouped_linear(s, fc1_weight, fc1_bias, cardinality)  # (N, I)
+        h = F.batch_norm(
+            h, running_mean, running_var, bn_weight, bn_bias, training, momentum=momentum, eps=eps
+        ).relu()
+        z = grouped_linear(h, fc2_weight, fc2_bias, cardinality)  # (N, R*C), group-major
     z = z.view(n, cardinality, radix, width // radix // cardinality)
     a = (z.softmax(2) if radix > 1 else z.sigmoid()).transpose(1, 2)  # split-major
     gates = a.reshape(n, width, 1, 1).to(x.dtype).chunk(radix, 1)

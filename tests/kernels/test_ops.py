@@ -254,6 +254,51 @@ def test_autocast_keeps_parameters_in_float32(op):
     assert all(g.dtype is torch.float32 for g in grads)
 
 
+def test_create_graph_with_inputs_made_of_one_another():
+    """Gradients asked for again must not run on through the input that the others came from."""
+
+    def position_of(x):
+        tokens = x.flatten(2)
+        return position_attention(2 * tokens, tokens, tokens.square())
+
+    def gate_of(x):
+        total, product = attention_gate(2 * x, x, x.square())
+        return total + product
+
+    def eca_of(x):
+        return eca_attention(x, x[0, :3, 0, 0])
+
+    x = torch.rand(2, 3, 4, 5, requires_grad=True)
+    for fn in (position_of, gate_of, eca_of):
+        first = torch.autograd.grad(fn(x).square().sum(), x)
+        again = torch.autograd.grad(fn(x).square().sum(), x, create_graph=True)
+        torch.testing.assert_close(again, first)
+
+
+@pytest.mark.parametrize("name", ("eca", "position", "split", "split_train"))
+def test_autocast_keeps_gates_and_reference_in_float32(name):
+    """First and second order, fused or not, agree with what they are outside autocast."""
+    torch.manual_seed(0)
+    fn, make = OPS[name]
+    tensors = leaves(make)
+
+    def run(backend, twice):
+        with use_backend(backend):
+            out = fn(*tensors)
+            grads = torch.autograd.grad(out.square().sum(), tensors, create_graph=twice)
+        return out, *grads
+
+    want = run("reference", False)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run("reference", False)[0]
+        fused, again = run("cpu", False), run("cpu", True)
+        compiled = torch.compile(lambda: run("reference", False)[0], backend="eager")()
+    for got in (out, compiled):
+        torch.testing.assert_close(got, want[0])
+    for got in (fused, again):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_only_where_they_are_asked(op):
     fn, make = op
     x, *learned = leaves(make)
