@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from .._arguments import check_map, check_parameters
-from .._backend import accumulator, choose, launchers, like_input, watched_by_forward_ad
+from .._backend import (
+    accumulator,
+    apart,
+    choose,
+    launchers,
+    like_input,
+    watched_by_forward_ad,
+    without_autocast,
+)
 from .reference import triplet_reference
 
 LARGEST_KERNEL = 49  # what the tiles of the Triton kernels hold; the paper uses 7
@@ -225,7 +233,8 @@ class _Triplet(torch.autograd.Function):
         saved = ctx.saved_tensors  # checkpointing allows one look
         inputs, running, (stats, planes, index) = saved[:4], saved[4:6], saved[6:]
         if torch.is_grad_enabled():  # someone asked for create_graph
-            return _twice(grad_out, inputs, running, ctx.training, ctx.eps)
+            with without_autocast(grad_out):
+                return _twice(grad_out, apart(*inputs), running, ctx.training, ctx.eps)
         grads = _triplet_backward(
             grad_out, *inputs, stats, planes, index, ctx.training, ctx.eps, ctx.backend
         )
@@ -235,7 +244,7 @@ class _Triplet(torch.autograd.Function):
 
 def _twice(
     grad_out: Tensor,
-    inputs: tuple[Tensor, ...],
+    inputs: list[Tensor],
     running: tuple[Tensor | None, Tensor | None],
     training: bool,
     eps: float,

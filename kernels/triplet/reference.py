@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._backend import without_autocast
+
 POOLED_AXES = (2, 3, 1)  # gate 0 pools over H, gate 1 over W, gate 2 (spatial) over C
 # Each gate sees x with its pooled axis in the channel place; the rest is the plane's rows, columns.
 TO_GATE = ((0, 2, 1, 3), (0, 3, 2, 1), (0, 1, 2, 3))
@@ -65,8 +67,9 @@ def z_pool_gate(
 ) -> Tensor:
     """One gate: x * sigmoid(bn(conv([max over axis 1, mean over axis 1]))); weight (1, 2, k, k)."""
     pooled = torch.stack((x.max(1).values, x.mean(1)), 1).to(conv_weight.dtype)
-    u = F.conv2d(pooled, conv_weight, padding=conv_weight.shape[-1] // 2)
-    v = F.batch_norm(
-        u, running_mean, running_var, bn_weight, bn_bias, training, momentum=momentum, eps=eps
-    )
+    with without_autocast(x):
+        u = F.conv2d(pooled, conv_weight, padding=conv_weight.shape[-1] // 2)
+        v = F.batch_norm(
+            u, running_mean, running_var, bn_weight, bn_bias, training, momentum=momentum, eps=eps
+        )
     return x * v.sigmoid().to(x.dtype)

@@ -268,14 +268,20 @@ def test_create_graph_with_inputs_made_of_one_another():
     def eca_of(x):
         return eca_attention(x, x[0, :3, 0, 0])
 
+    def triplet_of(x):
+        taps = x.flatten()[:54].view(3, 2, 3, 3)
+        return triplet(x, taps, x[0, 0, 0, :3] + 1, x[0, 0, 1, :3])
+
     x = torch.rand(2, 3, 4, 5, requires_grad=True)
-    for fn in (position_of, gate_of, eca_of):
+    for fn in (position_of, gate_of, eca_of, triplet_of):
         first = torch.autograd.grad(fn(x).square().sum(), x)
         again = torch.autograd.grad(fn(x).square().sum(), x, create_graph=True)
         torch.testing.assert_close(again, first)
 
 
-@pytest.mark.parametrize("name", ("eca", "position", "split", "split_train"))
+@pytest.mark.parametrize(
+    "name", ("eca", "position", "split", "split_train", "triplet", "triplet_train")
+)
 def test_autocast_keeps_gates_and_reference_in_float32(name):
     """First and second order, fused or not, agree with what they are outside autocast."""
     torch.manual_seed(0)
