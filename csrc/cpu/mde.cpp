@@ -7,12 +7,14 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace {
 
-// grad_tap[j] = sum_u mask_j[u] * (sums over all bands)[u]; gains are running sums of the taps.
+// grad_tap[j] = sum_u mask_j[u] * (sums over all bands)[u], times kCorner where rows were weighed;
+// gains are running sums of the taps.
 template <class A>
 void gradient_of_gains(const MdeCall& a, const Plan<A>& plan) {
   const MdeShape& s = a.shape;
   const Bands bands = bands_of(s);
   const int side = s.radius + 1;
+  const double scale = a.adjoint && s.reflect ? kCorner : 1;
   double total[4] = {};
   A* grad = static_cast<A*>(a.grad_gains);
   for (int64_t c = 0; c < s.c; ++c) {
@@ -29,7 +31,7 @@ void gradient_of_gains(const MdeCall& a, const Plan<A>& plan) {
       }
     }
     for (int j = 0; j < s.masks; ++j) {
-      const double value = taps[j] - (j + 1 < s.masks ? taps[j + 1] : 0);
+      const double value = scale * (taps[j] - (j + 1 < s.masks ? taps[j + 1] : 0));
       total[j] += value;
       if (!s.shared) grad[c * s.masks + j] = A(value);
     }

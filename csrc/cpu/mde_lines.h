@@ -95,7 +95,7 @@ MEDSEG_INLINE void extend(A* line, const Lines<A>& l, int reach, bool reflect) {
     }
 }
 
-// out = q_0 + the pairs of the others, times factor if there is one
+// out = q_0 + the pairs of the others, times kCorner factor if there is one
 template <int P, bool kFactor, class T>
 void horizontal(const Lines<Acc<T>>& l, Acc<T>* const* q, const Acc<T>* factor, T* out) {
   using A = Acc<T>;
@@ -106,7 +106,7 @@ void horizontal(const Lines<Acc<T>>& l, Acc<T>* const* q, const Acc<T>* factor, 
     Vec<A> v = read<Vec<A>>(left[0] + at);
 #pragma GCC unroll 3
     for (int d = 1; d <= P; ++d) v += read<Vec<A>>(left[d] + at) + read<Vec<A>>(right[d] + at);
-    if (kFactor) v *= read<Vec<A>>(factor + at);
+    if (kFactor) v *= read<Vec<A>>(factor + at) * A(kCorner);
     return v;
   };
   const int64_t spare = l.count - Lanes<A>::count;
@@ -212,7 +212,9 @@ struct LineWalk {
     const MdeStrides& t = a.out_strides;
     T* out = static_cast<T*>(a.out) + n * t.n + c * t.c + y * t.h;
     A* const* q = l.q[y & 1];
-    const bool packed = t.w == l.step;  // if not, the line of x is free
+    // Rows of NCHW are dense whatever t.w is: an axis of length 1 may have any stride. Where pixels
+    // do not lie together the line of x is free.
+    const bool packed = !s.channels_last || t.w == l.step;
     T* target = packed ? out : reinterpret_cast<T*>(l.x);
     if (a.adjoint && s.reflect)
       horizontal<P, true>(l, q, at_edge(y, s.h) ? l.outer : l.inner, target);

@@ -33,11 +33,11 @@ struct PixelRow {
     for (int k = 0; k < 2 * P; ++k) open[k] = open[k + 1];
     open[2 * P] = Vec<A>{};
   }
-  // kFactor: times D, `factor` inside the row and half of it at its ends
+  // kFactor: times D kCorner, `factor` inside the row and half of it at its ends
   template <bool kFactor>
   MEDSEG_INLINE void walk(bool reflect, A factor, T* out, int64_t out_pitch) {
     const auto emit = [&](int64_t x) {
-      if (kFactor) open[0] *= at_edge(x, w) ? factor / 2 : factor;
+      if (kFactor) open[0] *= kCorner * (at_edge(x, w) ? factor / 2 : factor);
       store(out + x * out_pitch, open[0]);
     };
     for (Vec<A>& v : open) v = Vec<A>{};

@@ -98,7 +98,10 @@ MEDSEG_INLINE int64_t mirror(int64_t i, int64_t count) {
 }
 
 // The adjoint of the reflecting filter A is D A D^-1, D = diag(c), where c is 1/2 for the first and
-// last index of an axis and 1 elsewhere, multiplied over both axes.
+// last index of an axis and 1 elsewhere, multiplied over both axes. Rows come in times D^-1 / 4,
+// which is at most 1, so that they overflow no earlier than in the forward, where two are added.
+// D kCorner undoes it exactly.
+constexpr int kCorner = 4;  // D^-1 in a corner
 MEDSEG_INLINE bool at_edge(int64_t i, int64_t count) { return i == 0 || i == count - 1; }
 
 // Row pointers of one plane (or image), taken from the tensor itself or, where elements must be
@@ -112,27 +115,26 @@ struct Rows {
   A *ring, *zeros;
   int64_t pitch, mask, next;  // next: the first row not brought in yet
 
-  // out = row y of the source, times D^-1
+  // out = row y of the source, weighed: times D^-1 / kCorner
   void bring(int64_t y, A* out) const {
     constexpr int64_t L = Lanes<A>::count;
     const T* p = base + y * stride_h;
     const int64_t line = w * group;
+    const A scale = !weighed ? 1 : A(at_edge(y, h) ? 2 : 1) / kCorner;
     if (stride_w == group) {
       int64_t i = 0;
-      for (; i + L <= line; i += L) write(out + i, load(p + i));
-      if (i < line) write(out + i, load_part(p + i, line - i));
+      for (; i + L <= line; i += L) write(out + i, load(p + i) * scale);
+      if (i < line) write(out + i, load_part(p + i, line - i) * scale);
     } else {
       for (int64_t i = 0; i < w; ++i)
         for (int64_t c = 0; c < group; c += L) {
           const int64_t count = smaller(L, group - c);
           const T* at = p + i * stride_w + c;
-          write(out + i * group + c, count == L ? load(at) : load_part(at, count));
+          write(out + i * group + c, (count == L ? load(at) : load_part(at, count)) * scale);
         }
     }
     if (!weighed) return;
     for (int64_t i = 0; i < group; ++i) out[i] *= 2, out[line - 1 - i] *= 2;
-    if (!at_edge(y, h)) return;
-    for (int64_t i = 0; i < line; ++i) out[i] *= 2;
   }
   MEDSEG_INLINE const A* row(int64_t y) const {
     if (reflect) y = mirror(y, h);

@@ -262,6 +262,18 @@ def test_special_values_spread_as_in_the_reference(value):
         )
 
 
+@pytest.mark.usefixtures("every_isa")
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("value", (1e38, 1.6e38))
+def test_reflecting_gradient_does_not_overflow_early(layout, value):
+    x = torch.randn(1, 18, 6, 21).contiguous(memory_format=layout).requires_grad_()
+    dy = torch.full_like(x, value)
+    (dx,) = torch.autograd.grad(
+        mde_filter(x, torch.ones(1, 4), pad="reflect", backend="cpu"), x, dy
+    )
+    assert torch.equal(dx, dy)
+
+
 @cpu_only
 def test_fixed_gains_keep_nothing_for_backward():
     x = torch.randn(2, 32, 64, 64, requires_grad=True)

@@ -6,9 +6,13 @@ using std::vector;
 
 namespace {
 
+// An axis of length 1 may have any stride and still count as dense.
 MdeStrides dense(const Sizes& z, bool last, int64_t c) {
-  const int64_t hw = z.h * z.w;
-  return last ? MdeStrides{c * hw, 1, z.w * c, c} : MdeStrides{c * hw, hw, z.w, 1};
+  const int64_t hw = z.h * z.w, odd = 3 * c * hw;
+  MdeStrides t = last ? MdeStrides{c * hw, 1, z.w * c, c} : MdeStrides{c * hw, hw, z.w, 1};
+  if (z.h == 1) t.h = odd;
+  if (z.w == 1) t.w = odd;
+  return t;
 }
 
 // As many masks as the radius has scales, symmetric ones.
