@@ -6,6 +6,7 @@ Everything here is plain Python in double precision; a launcher rounds once, at 
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 
 BANKS = ("binomial", "opencv", "gauss", "box", "cross")
 FAST_SCALE = 7  # the largest scale of the fast backends
@@ -14,13 +15,20 @@ _OPENCV = {3: (1, 2, 1), 5: (1, 4, 6, 4, 1), 7: (2, 7, 14, 18, 14, 7, 2)}
 Quadrant = tuple[tuple[float, ...], ...]
 
 
+def widths(scales: Sequence[int]) -> tuple[int, ...]:
+    """``scales`` as a tuple; refuses what is no sequence of integers."""
+    if not isinstance(scales, Sequence) or not all(isinstance(k, int) for k in scales):
+        raise ValueError(f"scales must be a sequence of integers, got {scales!r}")
+    return tuple(scales)
+
+
 def check_bank(scales: tuple[int, ...], bank: str) -> None:
     """Refuses scales that do not rise or are even, and a bank that is unknown at these scales."""
     if not scales or any(k < 3 or k % 2 == 0 for k in scales):
         raise ValueError(f"scales must be odd and at least 3, got {scales}")
     if any(a >= b for a, b in itertools.pairwise(scales)):
         raise ValueError(f"scales must rise, got {scales}")
-    name = bank.partition("(")[0]
+    name = bank.partition("(")[0] if isinstance(bank, str) else None
     if name not in BANKS or (name != bank and name != "gauss"):
         raise ValueError(f"bank must be one of {', '.join(BANKS)}, got {bank!r}")
     allowed = {"opencv": (3, 5, 7), "cross": (3,)}.get(name, scales)
@@ -42,9 +50,11 @@ def _sigmas(scales: tuple[int, ...], bank: str) -> tuple[float, ...]:
         sigmas = tuple(float(s) for s in bank.removeprefix("gauss(").removesuffix(")").split(","))
     except ValueError:
         sigmas = ()
-    if len(sigmas) != len(scales) or not bank.endswith(")") or min(sigmas) <= 0:
+    fits = len(sigmas) == len(scales) and all(0.001 <= s <= 1000 for s in sigmas)  # no NaN
+    if not fits or not bank.endswith(")"):
         raise ValueError(
-            f"bank gauss(...) must name {len(scales)} positive widths, one a scale, got {bank!r}"
+            f"bank gauss(...) must name {len(scales)} widths from 0.001 to 1000, one a scale, "
+            f"got {bank!r}"
         )
     return sigmas
 

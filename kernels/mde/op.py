@@ -14,7 +14,8 @@ from .._backend import (
     like_input,
     watched_by_forward_ad,
 )
-from .bank import FAST_SCALE, check_bank
+from .autocast import no_autocast, same_dtype
+from .bank import FAST_SCALE, check_bank, widths
 from .reference import mde_reference
 
 PADS = ("zero", "reflect")
@@ -58,13 +59,15 @@ def mde_filter(
             residual; float32 (float64 too where ``x`` is), on the device of ``x``.
         scales: S widths of the masks, odd and rising; fast backends take up to 7.
         bank: kind of masks: "binomial", "opencv", "gauss" or "gauss(0.8,1.1,1.4)" with the
-            widths, "box", or "cross" (five cells, scale 3 alone).
+            widths (0.001 to 1000), "box", or "cross" (five cells, scale 3 alone).
         pad: "zero", or "reflect", which does not repeat the edge and needs H, W > max(scales) / 2.
         backend: "cpu", "cuda", "triton" or "reference"; None takes the fastest that can run.
 
     Returns:
         Tensor like ``x``: channels_last if ``x`` is, else contiguous. Sums are float32 (float64 for
-        float64), rounded once. Infinities and NaN spread over the whole window.
+        float64), rounded once, under autocast too. Infinities and NaN spread over the whole window.
+        Which cells an infinity makes infinite and which NaN depends on the backend: the reference
+        adds scale by scale, the fast ones fold the scales first and may skip taps of zero.
 
     Raises:
         ValueError: ``x`` is no 4-D float tensor, has an empty axis beside N or is too small to
@@ -73,7 +76,7 @@ def mde_filter(
 
     Source: our reading of Wang et al., "E-DU", 2022, doi:10.1016/j.compbiomed.2022.106206.
     """
-    scales = tuple(scales)
+    scales = widths(scales)
     _check(x, gains, scales, bank, pad)
     return _run(x, None, gains, scales, bank, pad, backend)
 
@@ -91,7 +94,8 @@ def mde_concat(
     """``cat([up, mde_filter(skip, gains)], 1)``, the filter writing into the result itself.
 
     Args:
-        up: map of the decoder (N, C_up, H, W); dtype and device of ``skip``; any strides.
+        up: map of the decoder (N, C_up, H, W); dtype and device of ``skip``; any strides. Under
+            autocast the dtypes may differ: both maps take the wider one first, as in `torch.cat`.
         skip: map of the encoder (N, C, H, W), filtered.
         gains, scales, bank, pad, backend: as in `mde_filter`.
 
@@ -102,7 +106,8 @@ def mde_concat(
         ValueError: as `mde_filter`, or ``up`` does not fit ``skip``.
         RuntimeError: ``backend`` was named but cannot run here; the message says why.
     """
-    scales = tuple(scales)
+    scales = widths(scales)
+    up, skip = same_dtype(up, skip)
     _check(skip, gains, scales, bank, pad, "skip")
     _check_up(up, skip)
     return _run(skip, up, gains, scales, bank, pad, backend)
@@ -278,8 +283,9 @@ def _twice(
     if x is None:  # linear in x, so any point will do
         x = torch.zeros_like(grad_y, requires_grad=True)
     asked = [t for t, need in ((x, need_x), (gains, gains.requires_grad)) if need]
-    out = mde_reference(x, gains, *bank)  # pyright: ignore[reportArgumentType]
-    found = iter(torch.autograd.grad(out, asked, grad_y, create_graph=True) if asked else ())
+    with no_autocast(x):
+        out = mde_reference(x, gains, *bank)  # pyright: ignore[reportArgumentType]
+        found = iter(torch.autograd.grad(out, asked, grad_y, create_graph=True) if asked else ())
     return next(found) if need_x else None, next(found) if gains.requires_grad else None
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import no_autocast
 from .bank import Quadrant, quadrants
 
 
@@ -19,7 +20,8 @@ def mde_reference(
     """y = sum_j a_j (s_j - s_j+1) + a_r s_S with s_0 = x, s_j = G_j * x: a gain for every band.
 
     Written in taps, y = t_0 x + sum_j t_j s_j with t_0 = a_0, t_j = a_j - a_j-1, so that equal
-    gains give x back exactly. One branch a scale, in float32 (float64 for float64 ``x``).
+    gains give x back exactly. One branch a scale, in float32 (float64 for float64 ``x``),
+    under autocast too.
 
     Args:
         x: feature map (N, C, H, W), any float dtype, any device.
@@ -35,8 +37,9 @@ def mde_reference(
     taps = gains.to(wide.dtype)
     taps = torch.cat([taps[:, :1], taps.diff(dim=1)], dim=1)  # (C or 1, S + 1)
     out = wide * taps[:, 0, None, None]
-    for j, mask in enumerate(quadrants(tuple(scales), bank)[1:], 1):
-        out = out + smooth(wide, mask, scales[j - 1] // 2, pad) * taps[:, j, None, None]
+    with no_autocast(x):
+        for j, mask in enumerate(quadrants(tuple(scales), bank)[1:], 1):
+            out = out + smooth(wide, mask, scales[j - 1] // 2, pad) * taps[:, j, None, None]
     return out.to(x.dtype)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.kernels import mde_concat, mde_filter
-from medseg.kernels.mde.bank import check_bank
+from medseg.kernels.mde.bank import check_bank, widths
 from medseg.kernels.mde.op import PADS
 
 
@@ -86,7 +86,7 @@ class MDEFilter(nn.Module):
         if shrink is not None and shrink < 0:
             raise ValueError(f"shrink must not be negative, got {shrink}")
         chosen = PRESETS[preset]
-        self.scales = chosen.scales if scales is None else tuple(scales)
+        self.scales = chosen.scales if scales is None else widths(scales)
         self.bank, self.pad = chosen.bank if bank is None else bank, pad
         check_bank(self.scales, self.bank)
         values = chosen.gains if gains is None else tuple(gains)
