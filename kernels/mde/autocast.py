@@ -1,6 +1,4 @@
-"""The MDE filter under autocast: as without it."""
-
-import contextlib
+"""What autocast leaves of different dtypes, brought together for `mde_concat`."""
 
 import torch
 from torch import Tensor
@@ -11,13 +9,6 @@ from .._arguments import FLOATS
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for the device of ``x``; meta has none."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Convolutions in the dtype they are given; no context where autocast is off anyway."""
-    if autocasts(x):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def same_dtype(up: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:

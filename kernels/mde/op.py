@@ -1,6 +1,7 @@
 """Registration, autograd and the public functions of the MDE filter."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,13 +9,15 @@ from torch import Tensor
 from .._arguments import check_map
 from .._backend import (
     accumulator,
+    apart,
     choose,
     is_channels_last,
     launchers,
     like_input,
     watched_by_forward_ad,
+    without_autocast,
 )
-from .autocast import no_autocast, same_dtype
+from .autocast import same_dtype
 from .bank import FAST_SCALE, check_bank, widths
 from .reference import mde_reference
 
@@ -282,8 +285,9 @@ def _twice(
     grad_y = grad_out.narrow(1, offset, grad_out.shape[1] - offset)
     if x is None:  # linear in x, so any point will do
         x = torch.zeros_like(grad_y, requires_grad=True)
-    asked = [t for t, need in ((x, need_x), (gains, gains.requires_grad)) if need]
-    with no_autocast(x):
+    x, gains = apart(x, gains)
+    asked: list[Any] = [t for t, need in ((x, need_x), (gains, gains.requires_grad)) if need]
+    with without_autocast(grad_y):
         out = mde_reference(x, gains, *bank)  # pyright: ignore[reportArgumentType]
         found = iter(torch.autograd.grad(out, asked, grad_y, create_graph=True) if asked else ())
     return next(found) if need_x else None, next(found) if gains.requires_grad else None

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autocast import no_autocast
+from .._backend import without_autocast
 from .bank import Quadrant, quadrants
 
 
@@ -37,7 +37,7 @@ def mde_reference(
     taps = gains.to(wide.dtype)
     taps = torch.cat([taps[:, :1], taps.diff(dim=1)], dim=1)  # (C or 1, S + 1)
     out = wide * taps[:, 0, None, None]
-    with no_autocast(x):
+    with without_autocast(x):
         for j, mask in enumerate(quadrants(tuple(scales), bank)[1:], 1):
             out = out + smooth(wide, mask, scales[j - 1] // 2, pad) * taps[:, j, None, None]
     return out.to(x.dtype)

@@ -272,8 +272,11 @@ def test_create_graph_with_inputs_made_of_one_another():
         taps = x.flatten()[:54].view(3, 2, 3, 3)
         return triplet(x, taps, x[0, 0, 0, :3] + 1, x[0, 0, 1, :3])
 
+    def mde_of(x):
+        return mde_filter(x, x[:1, :, 0, :4].reshape(3, 4))
+
     x = torch.rand(2, 3, 4, 5, requires_grad=True)
-    for fn in (position_of, gate_of, eca_of, triplet_of):
+    for fn in (position_of, gate_of, eca_of, triplet_of, mde_of):
         first = torch.autograd.grad(fn(x).square().sum(), x)
         again = torch.autograd.grad(fn(x).square().sum(), x, create_graph=True)
         torch.testing.assert_close(again, first)
