@@ -6,7 +6,8 @@ PyTorch's matrix products and softmax; backward forms each block again. Public
 the widths are dense in memory, and else holds the whole matrix (PyTorch 2.13, seen in its
 profiler); hence the rule of `takes_flash`.
 
-Milliseconds of one AVX-512 core with AMX, batch 1, forward / forward + backward:
+Milliseconds of one busy AVX-512 core with AMX, batch 1, forward / forward + backward, of this
+loop before it kept scores of the half types in float32 (which costs blocks some time there):
 
     L     D    E    dtype     plain formula  flash (padded)  blocks
     256   128  128  float32   0.24 / 0.85    0.24 / 0.80     0.24 / 0.89
