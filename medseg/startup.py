@@ -12,7 +12,7 @@ from pathlib import Path
 # How often a thread looks again before it sleeps, where threads meet. libgomp's own
 # 300000 is milliseconds: where other programs hold a core, the threads spin their time away instead
 # of leaving it to the one they wait for. A training step on two cores beside one and two busy
-# programs took 3.7 and 16 times as long, with 10000 it is 1.8 and 1.9 times; alone they differ by noise.
+# programs took 3.7 and 16 times as long, with 10000 it is 1.8 and 1.9; alone it is noise.
 _SPINS = "10000"
 _FLAG = "THP_MEM_ALLOC_ENABLE"
 _KERNEL_SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
