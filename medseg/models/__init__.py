@@ -1,16 +1,16 @@
 """Published segmentation networks, built by name."""
 
 from .dra_net import DRANet
-from .network import Network, nearest_sizes
+from .network import Network, Outputs
 from .registry import create_model, list_models, register
 from .weights import load_weights
 
 __all__ = [
     "DRANet",
     "Network",
+    "Outputs",
     "create_model",
     "list_models",
     "load_weights",
-    "nearest_sizes",
     "register",
 ]

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import ECA, TripletAttention
 
-from .network import Network
+from .blocks import resize
+from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
 # Where the authors' modules are here; their decoder levels count from 6, the deepest.
@@ -54,6 +55,9 @@ class DRANet(Network):
         in_channels: channels of the image.
         classes: channels of the logits.
         width: channels of the first level; each deeper one has twice as many.
+        attention: "none" takes every attention block out, for ablation.
+        deep_supervision: in training return `Outputs`, whose aux are 1x1 heads on the three
+            deeper decoder levels; the authors have none.
         eca_kernel: taps of the channel attention, or "adaptive" for the paper's rule per level.
         eca_shared: one ECA for all levels and the logits; False gives each its own.
         gate_logits: whether the logits pass through ECA too.
@@ -67,6 +71,9 @@ class DRANet(Network):
         UserError: an option is out of range.
     """
 
+    paper = "Wang et al., Digital Signal Processing"
+    year = 2025
+    fused = ("eca_attention", "triplet_attention")
     size_multiple = 16
 
     def __init__(
@@ -74,6 +81,8 @@ class DRANet(Network):
         in_channels: int = 3,
         classes: int = 1,
         width: int = 64,
+        attention: Literal["fused", "none"] = "fused",
+        deep_supervision: bool = False,
         eca_kernel: int | Literal["adaptive"] = 3,
         eca_shared: bool = True,
         gate_logits: bool = True,
@@ -82,8 +91,10 @@ class DRANet(Network):
         input_divisor: int = 255,
     ) -> None:
         super().__init__(in_channels, classes)
+        check_choice("attention", attention, ("fused", "none"))
         _check_options(width, eca_kernel, eca_shared, input_layout, input_divisor)
-        self.gate_logits = gate_logits
+        attends = attention == "fused"
+        self.gate_logits = gate_logits and attends
         self.input_layout, self.input_divisor = input_layout, input_divisor
         widths = [width << level for level in range(5)]
         self.enc1 = Encoder(in_channels, widths[0])
@@ -92,21 +103,25 @@ class DRANet(Network):
         self.enc4 = Encoder(widths[2], widths[3])
         self.enc5 = Encoder(widths[3], widths[4])
         self.dropout = nn.Dropout2d(0.5)
-        self.dec4 = Decoder(widths[4], widths[3])
-        self.dec3 = Decoder(widths[3], widths[2])
-        self.dec2 = Decoder(widths[2], widths[1])
-        self.dec1 = Decoder(widths[1], widths[0], attention=top_attention)
+        self.dec4 = Decoder(widths[4], widths[3], attends)
+        self.dec3 = Decoder(widths[3], widths[2], attends)
+        self.dec2 = Decoder(widths[2], widths[1], attends)
+        self.dec1 = Decoder(widths[1], widths[0], attends and top_attention)
         self.head = nn.Conv2d(widths[0], classes, 1)
         kernel = None if eca_kernel == "adaptive" else eca_kernel
-        if eca_shared:
+        self.eca = None
+        if attends and eca_shared:
             self.eca = ECA(kernel_size=kernel, bias=True)
-        else:
+        elif attends:
             gated = [*widths, classes] if gate_logits else widths
             self.eca = nn.ModuleList(ECA(channels, kernel, bias=True) for channels in gated)
+        self.side = None
+        if deep_supervision:
+            self.side = nn.ModuleList(nn.Conv2d(width, classes, 1) for width in widths[1:4])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, in_channels, H, W), H and W multiples of 16; returns logits (N, classes, H, W)."""
-        self.check_image(x)
+    def forward(self, x: Tensor) -> Tensor | Outputs:
+        """x: (N, in_channels, H, W); returns logits (N, classes, H, W), or `Outputs`."""
+        x, crop = self.fit(x)
         y, c1 = self._down(self.enc1, self._as_trained(x), 0)
         y, c2 = self._down(self.enc2, y, 1)
         y, c3 = self._down(self.enc3, y, 2)
@@ -114,16 +129,23 @@ class DRANet(Network):
         # The pool has already been: it commutes with dropping or scaling whole channels.
         y, _ = self._down(self.enc5, self.dropout(y), 4, pool=1)
         y = self.dropout(y)
-        y = self.dec4(y, c4)
-        y = self.dec3(y, c3)
-        y = self.dec2(y, c2)
-        y = self.dec1(y, c1)
-        logits = self.head(y)
-        return self._gate(5)(logits) if self.gate_logits else logits
+        d4 = self.dec4(y, c4)
+        d3 = self.dec3(d4, c3)
+        d2 = self.dec2(d3, c2)
+        logits = self.head(self.dec1(d2, c1))
+        if self.gate_logits:
+            logits = self._gate(5)(logits)
+        if self.side is None or not self.training:
+            return crop(logits)
+        aux = (resize(head(d), logits) for head, d in zip(self.side, (d2, d3, d4), strict=True))
+        return crop(Outputs(logits, tuple(aux)))
 
     def _down(self, encoder: nn.Module, x: Tensor, level: int, pool: int = 2) -> tuple[Tensor, ...]:
         """(input of the next level, skip to the decoder): the gated, pooled sum and the sum."""
         projected, y = encoder(x)
+        if self.eca is None:
+            skip = projected + y
+            return (F.max_pool2d(skip, 2) if pool == 2 else skip), skip
         return self._gate(level)(projected, y, pool)
 
     def _gate(self, level: int) -> nn.Module:
@@ -213,8 +235,7 @@ class DoubleConv(nn.Module):
 def _check_options(
     width: int, eca_kernel: int | str, eca_shared: bool, input_layout: str, input_divisor: int
 ) -> None:
-    if not isinstance(width, int) or width < 1:
-        raise UserError(f"width must be a whole number of at least 1, got {width!r}")
+    check_count("width", width)
     odd = isinstance(eca_kernel, int) and eca_kernel > 0 and eca_kernel % 2 == 1
     if not odd and eca_kernel != "adaptive":
         raise UserError(f"eca_kernel must be an odd number or 'adaptive', got {eca_kernel!r}")
@@ -222,8 +243,7 @@ def _check_options(
         raise UserError(
             "eca_kernel='adaptive' gives each level its own taps, so add eca_shared=False"
         )
-    if input_layout not in ("nchw", "reshape"):
-        raise UserError(f"input_layout must be 'nchw' or 'reshape', got {input_layout!r}")
+    check_choice("input_layout", input_layout, ("nchw", "reshape"))
     if input_divisor not in (255, 256):
         raise UserError(f"input_divisor must be 255 or 256, got {input_divisor!r}")
 

@@ -1,18 +1,47 @@
 """What every network of the package has in common."""
 
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import ClassVar, NamedTuple, TypeVar
+
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from medseg.errors import UserError
+
+
+class Outputs(NamedTuple):
+    """What a network with deep supervision returns in training; in eval mode it is logits alone.
+
+    Attributes:
+        logits: (N, classes, H, W), what eval mode would return.
+        aux: logits of auxiliary heads, each (N, classes, H, W).
+    """
+
+    logits: Tensor
+    aux: tuple[Tensor, ...] = ()
+
+
+_Out = TypeVar("_Out", Tensor, Outputs)
 
 
 class Network(nn.Module):
     """A segmentation network: images (N, in_channels, H, W) to logits (N, classes, H, W).
 
     Attributes:
-        size_multiple: H and W must be multiples of it.
+        paper, year: where the network comes from.
+        fused: the fused ops that its attention runs on.
+        size_multiple: the body works on heights and widths that are multiples of it.
+        least_size: and that are not below it.
         in_channels: channels of the image.
         classes: channels of the logits, background included.
     """
 
+    paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
+    fused: ClassVar[tuple[str, ...]] = ()
     size_multiple = 1
+    least_size = 1
 
     def __init__(self, in_channels: int, classes: int) -> None:
         super().__init__()
@@ -23,19 +52,35 @@ class Network(nn.Module):
         """Refuses what the network cannot take.
 
         Raises:
-            ValueError: ``x`` is no (N, in_channels, H, W) of legal size; the message names the
-                nearest legal ones.
+            ValueError: ``x`` is no (N, in_channels, H, W) with at least one pixel.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        height, width, multiple = x.shape[2], x.shape[3], self.size_multiple
-        if height % multiple or width % multiple or not height or not width:
-            near = [nearest_sizes(side, multiple) for side in (height, width)]
-            sizes = dict.fromkeys(f"{a} x {b}" for a, b in zip(*near, strict=True))
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not x.shape[2] or not x.shape[3]:
             raise ValueError(
-                f"height and width of x must be multiples of {multiple}, got {height} x {width}; "
-                f"the nearest are {' and '.join(sizes)}"
+                f"x must be (N, {self.in_channels}, H, W), H and W at least 1, got {tuple(x.shape)}"
             )
+
+    def fit(self, x: Tensor) -> tuple[Tensor, Callable[[_Out], _Out]]:
+        """Brings an image of any size to a legal one by repeating its last row and column.
+
+        Returns:
+            The image, ``x`` itself where its size is legal, and what cuts logits, or ``Outputs``,
+            of that size back to the size of ``x``.
+
+        Raises:
+            ValueError: as `check_image`.
+        """
+        self.check_image(x)
+        height, width = x.shape[2:]
+        below, right = (self.legal_size(side) - side for side in (height, width))
+        if not below and not right:
+            return x, _whole
+        padded = F.pad(x, (0, right, 0, below), mode="replicate")
+        return padded, partial(_cut, height=height, width=width)
+
+    def legal_size(self, side: int) -> int:
+        """The least height or width of the body that an image of that height or width fits in."""
+        side = max(side, self.least_size)
+        return side + -side % self.size_multiple
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the entries of a file of the original authors the names of this network.
@@ -50,8 +95,25 @@ class Network(nn.Module):
         return {}
 
 
-def nearest_sizes(size: int, multiple: int) -> tuple[int, int]:
-    """The multiples next below and above, the same twice where ``size`` is one; never 0."""
-    below = size // multiple * multiple
-    above = below if below == size else below + multiple
-    return max(below, multiple), max(above, multiple)
+def check_choice(option: str, value: object, known: Collection[str]) -> None:
+    """Refuses, by a UserError, an option of a network that is none of those it knows."""
+    if value not in known:
+        words = ", ".join(repr(one) for one in known)
+        raise UserError(f"{option} must be one of {words}, got {value!r}")
+
+
+def check_count(option: str, value: object, least: int = 1) -> None:
+    """Refuses, by a UserError, an option that is no whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{option} must be a whole number of at least {least}, got {value!r}")
+
+
+def _whole(out: _Out) -> _Out:
+    return out
+
+
+def _cut(out: _Out, height: int, width: int) -> _Out:
+    if isinstance(out, Tensor):
+        return out[:, :, :height, :width]
+    aux = tuple(_cut(each, height, width) for each in out.aux)
+    return Outputs(_cut(out.logits, height, width), aux)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from medseg.errors import UserError
 
-from .network import Network
+from .network import Network, check_count
 from .weights import load_weights
 
 _Class = TypeVar("_Class", bound=type[Network])
@@ -80,8 +80,7 @@ def _check_arguments(
             hint = _did_you_mean(option, known)
             raise UserError(f"{name} has no option {option!r}{hint}; it has {', '.join(known)}")
     for key, count in (("in_channels", in_channels), ("classes", classes)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"{key} must be a whole number of at least 1, got {count!r}")
+        check_count(key, count)
 
 
 def _did_you_mean(word: str, known: Collection[str]) -> str:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from medseg import create_model, list_models
-from medseg.models import nearest_sizes
+from medseg.models import Outputs
 
 CLASSES = 3
 
@@ -27,6 +27,10 @@ def built(name):
 @pytest.fixture
 def model(built):
     return copy.deepcopy(built)
+
+
+def main_logits(out):
+    return out.logits if isinstance(out, Outputs) else out
 
 
 def image(model, n=2, tiles=(2, 3), **options):
@@ -104,22 +108,32 @@ def test_copy_is_independent(model):
     assert not torch.equal(out, model.eval()(image(model)))
 
 
-@pytest.mark.parametrize("offset", [(1, 0), (0, -1)])
-def test_refuses_other_sizes(model, offset):
-    m = model.size_multiple
-    if m == 1:
-        pytest.skip("takes any size")
-    height, width = 2 * m + offset[0], 3 * m + offset[1]
-    message = f"multiples of {m}, got {height} x {width}; the nearest are "
-    with pytest.raises(ValueError, match=message) as caught:
-        model(torch.zeros(1, 3, height, width))
-    low, high = (nearest_sizes(side, m) for side in (height, width))
-    assert f"{low[0]} x {high[0]} and {low[1]} x {high[1]}" in str(caught.value)
+@pytest.mark.parametrize("size", [(33, 47), (5, 18)])
+@pytest.mark.parametrize("training", [False, True])
+def test_any_size(model, size, training):
+    """Whatever the body needs, logits come at the size of the image."""
+    x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        out = main_logits(model.train(training)(x))
+    assert out.shape == (2, CLASSES, *size)
+    assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2, 32, 32)])
+def test_odd_size_is_the_image_continued(model):
+    """As if the caller had repeated the last row and column, and cut the logits."""
+    x = image(model.eval())
+    height, width = (model.legal_size(side) for side in x.shape[2:])
+    small = x[:, :, : height - 1, : width - 2]
+    grown = torch.nn.functional.pad(small, (0, 2, 0, 1), mode="replicate")
+    if (model.legal_size(height - 1), model.legal_size(width - 2)) != (height, width):
+        pytest.skip("the network takes that size as it is")
+    with torch.no_grad():
+        torch.testing.assert_close(model(small), model(grown)[:, :, :-1, :-2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2, 32, 32), (1, 3, 0, 32)])
 def test_refuses_other_ranks_and_channels(model, shape):
-    with pytest.raises(ValueError, match=r"x must be \(N, 3, H, W\), got"):
+    with pytest.raises(ValueError, match=r"x must be \(N, 3, H, W\), H and W at least 1, got"):
         model(torch.zeros(shape))
 
 

@@ -157,6 +157,18 @@ def test_own_gate_per_level():
     torch.testing.assert_close(again, out, rtol=0, atol=0)
 
 
+def test_auxiliary_heads_leave_the_logits_alone():
+    plain, _ = run()
+    model, _ = run(deep_supervision=True)
+    x = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    model.dropout.p = plain.dropout.p = 0.0
+    outputs = model.train()(x)
+    torch.testing.assert_close(outputs.logits, plain.train()(x), rtol=0, atol=0)
+    assert [tuple(aux.shape) for aux in outputs.aux] == [(2, 4, 20, 30)] * 3
+    assert [head.in_channels for head in model.side] == [8, 16, 32]
+
+
 def test_adaptive_kernels():
     options = {"classes": 7, "eca_kernel": "adaptive", "eca_shared": False}
     taps = [len(p.flatten()) for p in gates(create_model("dra_net_s", **options))]
@@ -184,11 +196,12 @@ def test_input_as_the_authors_trained():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"attention": "eca"}, "attention must be one of 'fused', 'none', got 'eca'"),
         ({"width": 0}, "width must be a whole number of at least 1, got 0"),
         ({"eca_kernel": 4}, "eca_kernel must be an odd number or 'adaptive', got 4"),
         ({"eca_kernel": "auto"}, "eca_kernel must be an odd number or 'adaptive', got 'auto'"),
         ({"eca_kernel": "adaptive"}, "add eca_shared=False"),
-        ({"input_layout": "nhwc"}, "input_layout must be 'nchw' or 'reshape', got 'nhwc'"),
+        ({"input_layout": "nhwc"}, "input_layout must be one of 'nchw', 'reshape', got 'nhwc'"),
         ({"input_divisor": 1}, "input_divisor must be 255 or 256, got 1"),
     ],
 )

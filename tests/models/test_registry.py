@@ -1,10 +1,11 @@
 """Networks by name: what is listed, and what is refused in which words."""
 
 import pytest
+import torch
 
 from medseg import create_model, list_models
 from medseg.errors import UserError
-from medseg.models import nearest_sizes, register
+from medseg.models import Network, Outputs, register
 from medseg.models.dra_net import DRANet
 
 
@@ -22,10 +23,10 @@ def test_option_replaces_preset():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "dranet"}, r"model 'dranet' is unknown \(did you mean 'dra_net'\?\); known: dra"),
+        ({"name": "dranet"}, r"model 'dranet' is unknown \(did you mean 'dra_net'\?\); known: d"),
         ({"name": "DRA_NET"}, r"did you mean 'dra_net'\?"),
-        ({"name": "xyz"}, "model 'xyz' is unknown; known: dra_net, dra_net_s"),
-        ({"widht": 8}, r"has no option 'widht' \(did you mean 'width'\?\); it has width, eca_k"),
+        ({"name": "xyz"}, "model 'xyz' is unknown; known: .*dra_net, dra_net_s"),
+        ({"widht": 8}, r"has no option 'widht' \(did you mean 'width'\?\); it has width, att"),
         ({"classes": 0}, "classes must be a whole number of at least 1, got 0"),
         ({"classes": 2.5}, "classes must be a whole number of at least 1, got 2.5"),
         ({"in_channels": -1}, "in_channels must be a whole number of at least 1, got -1"),
@@ -44,8 +45,24 @@ def test_refuses_a_name_twice():
         register("dra_net")(DRANet)
 
 
-@pytest.mark.parametrize(
-    ("size", "nearest"), [(1, (16, 16)), (15, (16, 16)), (17, (16, 32)), (32, (32, 32))]
-)
-def test_nearest_sizes(size, nearest):
-    assert nearest_sizes(size, 16) == nearest
+class Body(Network):
+    size_multiple, least_size = 16, 96
+
+    def forward(self, x):
+        x, crop = self.fit(x)
+        assert x.shape[2] % 16 == x.shape[3] % 16 == 0 and min(x.shape[2:]) >= 96
+        return crop(Outputs(x, (x[:, :1],)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (1, 97), (113, 40)])
+def test_fit_pads_and_cuts_back(height, width):
+    x = torch.rand(1, 3, height, width)
+    out = Body(3, 1)(x)
+    assert torch.equal(out.logits, x) and torch.equal(out.aux[0], x[:, :1])
+    assert (out.logits is x) == (height == width == 96)
+
+
+def test_fit_repeats_the_last_row_and_column():
+    padded, _ = Body(3, 1).fit(torch.arange(3.0).expand(1, 3, 1, 3))
+    assert padded.shape == (1, 3, 96, 96)
+    assert (padded[..., :2] == torch.tensor([0.0, 1.0])).all() and (padded[..., 2:] == 2).all()
