@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +38,13 @@ def build_loss(name: str, classes: int) -> Loss:
         raise ValueError(f"classes must be at least 2, background included, got {classes}")
     loss = LOSSES[name]()
 
-    def call(logits: Tensor, target: Tensor) -> Tensor:
+    def call(output: Any, target: Tensor) -> Tensor:
+        logits, aux = output if isinstance(output, tuple) else (output, ())
         with torch.autocast(logits.device.type, enabled=False):
-            return loss(logits.float(), target)
+            total = loss(logits.float(), target)
+            for each in aux:
+                total = total + loss(each.float(), target)
+            return total
 
     return call
 
