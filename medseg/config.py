@@ -47,6 +47,8 @@ class TrainConfig:
     name: str | None = _flag(None, "name of the run folder; none: model-data-time")
     backend: str = _flag("auto", "of the fused ops: auto, cpu, cuda, triton or reference")
     weights: str | None = _flag(None, "checkpoint to start from, medseg's or the authors'")
+    reset_head: bool = _flag(False, "take --weights of another number of classes, without the head")
+    unsafe: bool = _flag(False, "take --weights out of a whole pickled model, which can carry code")
     resume: str | None = _flag(None, "run folder to go on with, from its last.ckpt")
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from .errors import UserError
 from .kernels import backend_report
 from .losses import LOSSES
 from .metrics import iou_from_dice
-from .models import create_model, list_models
+from .models import Network, create_model, list_models, load_weights
 from .runs import read_best, read_checkpoint
 
 if TYPE_CHECKING:
@@ -123,19 +123,15 @@ def prepare(config: TrainConfig, journal: "Journal") -> Job:
     """
     check_choice("model", config.model, list_models())
     check_choice("loss", config.loss, LOSSES)
-    _check_size(config)
     fabric = open_fabric(config)
     config = config.resolved(fabric.device.type)
     fabric.launch()
     with fabric.rank_zero_first():
         table = _open_data(config, journal)
     seed_everything(config.seed, verbose=False)
-    network = create_model(
-        config.model,
-        in_channels=table.channels,
-        classes=len(table.names),
-        weights=config.weights,
-    )
+    network = create_model(config.model, in_channels=table.channels, classes=len(table.names))
+    if config.weights is not None:
+        _load(network, config, journal)
     network.to(fabric.device)
     with memory_guard(config):
         ops = _run_once(config, fabric, network, table)
@@ -188,18 +184,6 @@ def deterministic() -> Iterator[None]:
         switches.fill_uninitialized_memory = before[1]
 
 
-def _check_size(config: TrainConfig) -> None:
-    with torch.device("meta"):
-        multiple = int(create_model(config.model).size_multiple)  # pyright: ignore
-    if config.size % multiple == 0:
-        return
-    below = config.size // multiple * multiple
-    near = f"{below} or {below + multiple}" if below else f"{multiple}"
-    raise UserError(
-        f"--size {config.size}: {config.model} needs a multiple of {multiple}; take {near}."
-    )
-
-
 def _open_data(config: TrainConfig, journal: "Journal") -> Table:
     root = Path(config.data) if config.data is not None else Path(config.out, SYNTHETIC)
     if config.data is None:
@@ -210,6 +194,14 @@ def _open_data(config: TrainConfig, journal: "Journal") -> Table:
         root = write_blood_smear(root)
     csv = Path(config.csv) if config.csv is not None else None
     return load_table(root, csv, classes=config.classes, seed=config.seed)
+
+
+def _load(network: Network, config: TrainConfig, journal: "Journal") -> None:
+    anew = load_weights(
+        network, str(config.weights), unsafe=config.unsafe, reset_head=config.reset_head
+    )
+    if anew:
+        journal.say(f"--weights {config.weights}: {', '.join(anew)} start anew")
 
 
 def _run_once(

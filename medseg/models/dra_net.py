@@ -15,7 +15,7 @@ were trained so).
 
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,8 @@ class DRANet(Network):
         return self._gate(level)(projected, y, pool)
 
     def _gate(self, level: int) -> nn.Module:
-        return self.eca if isinstance(self.eca, ECA) else self.eca[level]
+        eca: Any = self.eca
+        return eca if isinstance(eca, ECA) else eca[level]
 
     def _as_trained(self, x: Tensor) -> Tensor:
         if self.input_layout == "reshape":

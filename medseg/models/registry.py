@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import inspect
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ def create_model(
     in_channels: int = 3,
     classes: int = 1,
     weights: str | Path | None = None,
+    *,
+    unsafe: bool = False,
+    reset_head: bool = False,
     **options: Any,
 ) -> Network:
     """Builds a network by name.
@@ -49,8 +53,10 @@ def create_model(
         name: one of ``list_models()``.
         in_channels: channels of the image, at least 1.
         classes: channels of the logits, background included, at least 1.
-        weights: None, or a .safetensors or .pth file for the same network, classes and channels;
-            names of the original authors' files are translated.
+        weights: None, or a .safetensors, .pth or .h5 file for the same network, classes and
+            channels; names of the original authors' files are translated.
+        unsafe, reset_head: read a whole pickled model, which can carry code; load all but the head
+            of a file of another number of classes, with a warning. `load_weights` says more.
         **options: of the network; its class documents them.
 
     Returns:
@@ -67,7 +73,9 @@ def create_model(
     _check_arguments(name, cls, in_channels, classes, options)
     model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
     if weights is not None:
-        load_weights(model, weights)
+        anew = load_weights(model, weights, unsafe=unsafe, reset_head=reset_head)
+        if anew:
+            warnings.warn(f"weights {weights}: {', '.join(anew)} start anew", stacklevel=2)
     return model
 
 

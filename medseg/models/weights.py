@@ -1,90 +1,86 @@
 """Loading weights from files: all of them or none."""
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from medseg.errors import UserError
 
+from .checkpoint import read_state
 from .network import Network
 
 _NAMED = 4  # keys that an error names before it counts the rest
 
 
-def load_weights(model: Network, path: str | Path) -> None:
+def load_weights(
+    model: Network, path: str | Path, *, unsafe: bool = False, reset_head: bool = False
+) -> list[str]:
     """Loads a file into a network; changes nothing unless every entry fits.
 
     Args:
         model: made by ``create_model``.
-        path: .safetensors; or .pth or .pt with a state dict, alone or under "state_dict" or
-            "model". Code in a file is refused, never run.
+        path: .safetensors; .pth, .pt or .ckpt with a state dict, alone or under "state_dict" or
+            "model"; or .h5 as Keras writes it. Names of the original authors are translated.
+        unsafe: also read a file that holds a whole pickled model. Such a file can carry code; none
+            is run here, but give only files whose maker you trust.
+        reset_head: where the file is of another number of classes, load all but the entries whose
+            size depends on it, and leave those as they are.
+
+    Returns:
+        The entries that were left as they are: none, or with ``reset_head`` those of the head.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network or number of classes.
+        UserError: the file is missing, damaged, holds code, or is of another network or number
+            of classes; the message says which.
     """
-    path = Path(path)
-    state = model.translate(_unwrap(_read(path), path))
-    _check_options(model, state, path)
-    _check_entries(model.state_dict(), state, path)
+    path, own = Path(path), model.state_dict()
+    state = model.translate(read_state(path, unsafe))
+    head = _head(model, state) if reset_head else []
+    _check_options(model, state, path, reset_head)
+    state = {key: own[key] if key in head else value for key, value in state.items()}
+    for key in own:  # counters, which files of old PyTorch and of Keras do not have
+        if key.endswith(".num_batches_tracked"):
+            state.setdefault(key, torch.zeros_like(own[key]))
+    _check_entries(own, state, path)
     model.load_state_dict(state)
+    return head
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"weights {path}: there is no such file")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(
-            f"weights {path}: the name must end in .safetensors, .pth or .pt, got {path.suffix!r}"
+def _head(model: Network, state: dict[str, Tensor]) -> list[str]:
+    """Entries whose shapes differ from the model's by the ratio of the numbers of classes."""
+    own, found = model.state_dict(), model.made_with(state)
+    theirs = found.get("classes", model.classes)
+    return [
+        key
+        for key, mine in own.items()
+        if key in state
+        and state[key].shape != mine.shape
+        and state[key].dim() == mine.dim()
+        and all(
+            a == b or a * model.classes == b * theirs
+            for a, b in zip(state[key].shape, mine.shape, strict=True)
         )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise UserError(f"weights {path}: reading it needs safetensors ({error})") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"weights {path}: holds more than tensors, or is damaged; save a plain state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise UserError(f"weights {path}: the file is damaged ({reason})") from error
+    ]
 
 
-def _unwrap(found: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file held, without the prefix of a data-parallel wrapper."""
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
-    ):
-        raise UserError(f"weights {path}: holds no state dict of tensors")
-    if all(key.startswith("module.") for key in found):
-        found = {key.removeprefix("module."): value for key, value in found.items()}
-    return dict(found)
-
-
-def _check_options(model: Network, state: dict[str, Tensor], path: Path) -> None:
+def _check_options(model: Network, state: dict[str, Tensor], path: Path, reset_head: bool) -> None:
     file, own = model.made_with(state), model.made_with(model.state_dict())
     other = {key: value for key, value in file.items() if own.get(key) != value}
-    if other:
-        have = ", ".join(f"{key}={value}" for key, value in other.items())
-        want = ", ".join(f"{key}={own.get(key)}" for key in other)
-        raise UserError(f"weights {path}: was made with {have}, the model with {want}")
+    if not other or (reset_head and list(other) == ["classes"]):
+        return
+    have = ", ".join(f"{key}={value}" for key, value in other.items())
+    want = ", ".join(f"{key}={own.get(key)}" for key in other)
+    only = list(other) == ["classes"]
+    offer = "; reset_head=True (--reset_head true) loads all but the head" if only else ""
+    raise UserError(f"weights {path}: was made with {have}, the model with {want}{offer}")
 
 
 def _check_entries(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     missing = [key for key in own if key not in state]
     unknown = sorted(key for key in state if key not in own)
-    if len(missing) == len(own):
+    counters = sum(key.endswith(".num_batches_tracked") for key in own)
+    if len(missing) == len(own) - counters:
         raise UserError(
             f"weights {path}: is of another network, it shares no entry with the model "
             f"(it has {_some(unknown)})"
@@ -99,8 +95,10 @@ def _check_entries(own: dict[str, Tensor], state: dict[str, Tensor], path: Path)
                 f"weights {path}: {key} is {tuple(value.shape)}, "
                 f"the model wants {tuple(own[key].shape)}"
             )
-        if value.is_floating_point() != own[key].is_floating_point():
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
             raise UserError(f"weights {path}: {key} is {value.dtype}, the model's {own[key].dtype}")
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"weights {path}: {key} is no plain tensor of numbers")
 
 
 def _some(keys: list[str]) -> str:

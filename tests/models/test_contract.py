@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from medseg import create_model, list_models
+from medseg.errors import UserError
 from medseg.kernels import use_backend
 from medseg.kernels._backend import why_not
-from medseg.models import Network, Outputs
+from medseg.models import Network, Outputs, load_weights
 
 from .watch import Ops, kept_bytes, key
 
@@ -165,6 +166,28 @@ def test_weights_round_trip(name, model, kind, tmp_path):
     again = create_model(name, classes=CLASSES, weights=path)
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key_]) for key_, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("spoil", [torch.Tensor.sum, lambda t: t.flatten(), lambda t: t[None]])
+def test_hostile_shapes_are_refused(name, model, spoil, tmp_path):
+    state = {key_: spoil(value) for key_, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "odd.pth")
+    for reset_head in (False, True):
+        with pytest.raises(UserError, match=r"weights .*odd\.pth: "):
+            load_weights(model, tmp_path / "odd.pth", reset_head=reset_head)
+
+
+def test_head_of_another_number_of_classes(name, model, tmp_path):
+    """Refused, with the way out; on that way all but the head is loaded."""
+    other = create_model(name, classes=CLASSES + 2)
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=rf"classes={CLASSES + 2}.*reset_head=True"):
+        load_weights(model, tmp_path / "other.pth")
+    before = copy.deepcopy(model.state_dict())
+    anew = load_weights(model, tmp_path / "other.pth", reset_head=True)
+    assert 0 < len(anew) < len(before) / 4
+    for key_, value in model.state_dict().items():
+        assert torch.equal(value, before[key_] if key_ in anew else other.state_dict()[key_])
 
 
 def test_copy_is_independent(model):

@@ -31,8 +31,6 @@ FLAGS = [
     (["--loss", "dicece"], "--loss dicece: unknown (did you mean dice_ce?)"),
     (["--precision", "int8"], "--precision int8: unknown"),
     (["--precision", "fp16", "--devices", "cpu"], "take bf16 or fp32 on the CPU"),
-    (["--size", "100"], "--size 100: dra_net_s needs a multiple of 16; take 96 or 112"),
-    (["--size", "7"], "take 16."),
     (["--devices", "gpu"], "--devices gpu: must be auto, cpu, cuda"),
     (["--classes", "1"], "--classes 1: must be 2 or more"),
     (["--classes", "7"], "--classes 7"),

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import medseg
 from medseg.engine import Engine
@@ -233,3 +233,19 @@ def test_huge_pages_hold_without_a_new_process(smear, tmp_path):
 def _process(*words):
     command = [sys.executable, "-m", "medseg", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_weights_of_another_number_of_classes(train, tmp_path):
+    """Refused with the flag that helps; with the flag, all but the head is taken."""
+    model = medseg.create_model("dra_net_s", classes=9)
+    save_file(model.state_dict(), tmp_path / "other.safetensors")
+    refused = train("--weights", tmp_path / "other.safetensors")
+    assert refused.code == 2 and not refused.folders
+    assert "classes=9" in refused.err and "--reset_head true" in refused.err
+    run = train("--weights", tmp_path / "other.safetensors", "--reset_head", "true", "--epochs", 1)
+    assert run.code == 0, run.err
+    assert "head.weight, head.bias start anew" in run.out
+
+
+def test_any_size(train):
+    assert train("--size", 37, "--epochs", 1).code == 0
