@@ -4,7 +4,9 @@ import functools
 import json
 import math
 import os
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,70 @@ def relative(got: torch.Tensor, truth: np.ndarray) -> float:
     assert tuple(got.shape) == truth.shape
     difference = np.abs(got.detach().double().cpu().numpy() - truth).max()
     return float(difference / np.abs(truth).max())
+
+
+@functools.lru_cache(maxsize=2)
+def directions(network: str) -> dict[str, np.ndarray]:
+    """A fixed direction per entry of the authors' state dict, to project gradients on."""
+    return {e["key"]: unit("dir:" + e["key"], tuple(e["shape"]), 0) for e in keys(network)}
+
+
+def check_gradients(
+    model: torch.nn.Module,
+    arrays: dict[str, np.ndarray],
+    network: str,
+    rename: Callable[[str], str],
+    tolerance: float,
+) -> None:
+    """Norm and projection of the gradient of every parameter that the authors' network uses.
+
+    Args:
+        model: after the backward pass.
+        arrays: of the golden case.
+        network: its folder.
+        rename: from the authors' names to those of the model.
+        tolerance: of the norm, relative; ten times as much of the projection.
+    """
+    parameters, lines = dict(model.named_parameters()), directions(network)
+    top, seen = np.nanmax(arrays["grad_norms"]), set()
+    rows = zip(arrays["grad_names"], arrays["grad_norms"], arrays["grad_dots"], strict=True)
+    for name, norm, dot in rows:
+        if name == "__x__":
+            continue
+        key = rename(str(name))
+        if np.isnan(norm):
+            assert key not in parameters, "a dead parameter of the authors lives here"
+            continue
+        grad = parameters[key].grad.double().cpu().numpy()
+        scale = max(norm, 1e-3 * top)  # biases in front of a batch norm have a gradient of 0
+        assert abs(np.linalg.norm(grad) - norm) <= tolerance * scale, key
+        assert abs(np.vdot(grad, lines[str(name)]) - dot) <= 10 * tolerance * scale, key
+        seen.add(key)
+    assert seen == set(parameters)
+
+
+def check_buffers(
+    model: torch.nn.Module,
+    arrays: dict[str, np.ndarray],
+    network: str,
+    rename: Callable[[str], str],
+    tolerance: float,
+    dead: str = "(?!)",
+) -> None:
+    """Norm and projection of the running statistics after one step.
+
+    ``dead`` is a pattern of the authors' names that the model leaves out; the rest are as in
+    `check_gradients`.
+    """
+    buffers, lines, seen = dict(model.named_buffers()), directions(network), set()
+    rows = zip(arrays["buf_names"], arrays["buf_norms"], arrays["buf_dots"], strict=True)
+    for name, norm, dot in rows:
+        key = rename(str(name))
+        if key not in buffers:
+            assert re.match(dead, str(name)), name
+            continue
+        value = buffers[key].double().cpu().numpy()
+        assert abs(np.linalg.norm(value) - norm) <= tolerance * norm, key
+        assert abs(np.vdot(value, lines[str(name)]) - dot) <= 10 * tolerance * norm, key
+        seen.add(key)
+    assert {k for k in buffers if "running_" in k} <= seen

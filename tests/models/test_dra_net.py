@@ -20,19 +20,10 @@ def published():
     return create_model("dra_net", classes=7)
 
 
-@pytest.fixture(scope="module")
-def directions():
-    """A fixed direction per entry of the authors' state dict, to project gradients on."""
-    return {
-        e["key"]: golden.unit("dir:" + e["key"], tuple(e["shape"]), 0)
-        for e in golden.keys("dra_net")
-    }
-
-
 @golden.needs_golden
 @pytest.mark.parametrize(("backend", "dtype"), golden.RUNS)
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case, backend, dtype, published, directions):
+def test_golden(case, backend, dtype, published):
     device = golden.device_for(backend, dtype)
     arrays, meta = golden.load(f"dra_net/case_{case}")
     model = copy.deepcopy(published).to(device, dtype).train(meta["mode"] == "train")
@@ -50,45 +41,11 @@ def test_golden(case, backend, dtype, published, directions):
             (out * torch.from_numpy(cotangent.astype(np.float32)).to(out)).sum().backward()
     if x.grad is not None:  # a rounding in float32 flips a ReLU here and there, and gradients jump
         assert golden.relative(x.grad, arrays["grad_x"]) <= (1e-7 if exact else 3e-2)
-        check_gradients(model, arrays, directions, 1e-7 if exact else 2e-2)
+        golden.check_gradients(model, arrays, "dra_net", clean_name, 1e-7 if exact else 2e-2)
     if train:
-        check_buffers(model, arrays, directions, 1e-7 if exact else 1e-4)
-
-
-def check_gradients(model, arrays, directions, tolerance):
-    """Norm and projection of the gradient of every parameter that the authors' network uses."""
-    parameters = dict(model.named_parameters())
-    top, seen = np.nanmax(arrays["grad_norms"]), set()
-    rows = zip(arrays["grad_names"], arrays["grad_norms"], arrays["grad_dots"], strict=True)
-    for name, norm, dot in rows:
-        if name == "__x__":
-            continue
-        key = clean_name(str(name))
-        if np.isnan(norm):
-            assert key not in parameters, "a dead parameter of the authors lives here"
-            continue
-        grad = parameters[key].grad.double().cpu().numpy()
-        scale = max(norm, 1e-3 * top)  # biases in front of a batch norm have a gradient of 0
-        assert abs(np.linalg.norm(grad) - norm) <= tolerance * scale, key
-        assert abs(np.vdot(grad, directions[str(name)]) - dot) <= 10 * tolerance * scale, key
-        seen.add(key)
-    assert seen == set(parameters)
-
-
-def check_buffers(model, arrays, directions, tolerance):
-    """Norm and projection of the running statistics after one step."""
-    buffers, seen = dict(model.named_buffers()), set()
-    rows = zip(arrays["buf_names"], arrays["buf_norms"], arrays["buf_dots"], strict=True)
-    for name, norm, dot in rows:
-        key = clean_name(str(name))
-        if key not in buffers:
-            assert str(name).startswith("tr9.")
-            continue
-        value = buffers[key].double().cpu().numpy()
-        assert abs(np.linalg.norm(value) - norm) <= tolerance * norm, key
-        assert abs(np.vdot(value, directions[str(name)]) - dot) <= 10 * tolerance * norm, key
-        seen.add(key)
-    assert {k for k in buffers if "running_" in k} <= seen
+        golden.check_buffers(
+            model, arrays, "dra_net", clean_name, 1e-7 if exact else 1e-4, dead=r"tr9\."
+        )
 
 
 @golden.needs_golden
