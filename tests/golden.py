@@ -30,11 +30,13 @@ RUNS = [
 ]
 
 
-def device_for(backend: str, dtype: torch.dtype) -> torch.device:
-    """Where a backend is to run; skips the test where it cannot."""
+def device_for(
+    backend: str, dtype: torch.dtype, ops: tuple[str, ...] = ("eca", "triplet", "split")
+) -> torch.device:
+    """Where a backend is to run these ops; skips the test where it cannot."""
     gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    for op in ("eca", "triplet", "split"):
+    for op in ops:
         reason = why_not(backend, op, device.type, dtype)
         if reason is not None:
             pytest.skip(reason)

@@ -1,12 +1,14 @@
 """Published segmentation networks, built by name."""
 
 from .dra_net import DRANet
+from .hpddrnet import HPDDRNet
 from .network import Network, Outputs
 from .registry import create_model, list_models, register
 from .weights import load_weights
 
 __all__ = [
     "DRANet",
+    "HPDDRNet",
     "Network",
     "Outputs",
     "create_model",

@@ -9,6 +9,9 @@ import torch
 from medseg import create_model
 from medseg.kernels import eca_attention, triplet_attention
 from medseg.kernels.triplet.reference import z_pool_gate
+from medseg.layers import PositionAttention
+from medseg.models import hpddrnet
+from medseg.models.ddr import DAPPM
 from medseg.models.dra_net import clean_name
 
 GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
@@ -37,6 +40,30 @@ def triplet(inputs, weights, mode):
     return out
 
 
+def ddr_net(num_classes):
+    return create_model("hpddrnet", classes=num_classes, dropout=0.0)
+
+
+def ddr_rename(key):
+    return None if hpddrnet.DEAD.match(key) else hpddrnet.clean_name(key)
+
+
+def dappm(inputs, weights, mode):
+    x = inputs["x"]
+    inner, outer = (weights[f"{name}.conv.weight"].shape[0] for name in ("scales.0", "compression"))
+    names = {key: hpddrnet.clean_name(f"spp.{key}").removeprefix("dappm.") for key in weights}
+    layer = DAPPM(x.shape[1], inner, outer).train(mode == "train")
+    return torch.func.functional_call(layer, {names[k]: v for k, v in weights.items()}, (x,))
+
+
+def position(inputs, weights, mode):
+    x = inputs["x"]
+    names = {key: key.replace("cnn", "conv").replace("pa.fc_", "") for key in weights}
+    layer = PositionAttention(x.shape[1], dropout=0)
+    out = torch.func.functional_call(layer, {names[k]: v for k, v in weights.items()}, (x,))
+    return out.flatten(2).mT
+
+
 def zpool(inputs, weights, mode):
     parameters = [weights[f"spatial.{name}"] for name in NAMES]
     return z_pool_gate(inputs["x"], *parameters, training=mode == "train")
@@ -52,3 +79,10 @@ CANDIDATES |= {
     for case in ("eval", "train", "no_spatial_eval", "ties_eval")
 }
 CANDIDATES |= {f"ops/zpool_gate_{mode}": {"fn": zpool} for mode in ("eval", "train")}
+CANDIDATES["hpddrnet"] = {
+    "build": ddr_net,
+    "rename": ddr_rename,
+    "forward": lambda model, x: model.coarse_logits(x),
+}
+CANDIDATES |= {f"ops/dappm_{mode}": {"fn": dappm} for mode in ("eval", "train")}
+CANDIDATES |= {f"ops/position_hpddr_{case}": {"fn": position} for case in ("c8", "c16")}
