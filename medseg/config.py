@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from .errors import UserError
+from .losses import LOSSES
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
@@ -35,7 +36,7 @@ class TrainConfig:
     epochs: int | None = _flag(None, "passes over the training part; none: 30, synthetic set: 12")
     batch: int = _flag(8, "images a step, on each device")
     lr: float = _flag(2e-3, "peak learning rate of AdamW: warm-up, then half a cosine")
-    loss: str = _flag("dice_ce", "dice, ce, dice_ce or focal")
+    loss: str = _flag("dice_ce", f"one of {', '.join(LOSSES)}")
     size: int = _flag(128, "height and width the network sees; scores are at original size")
     classes: int | None = _flag(None, "classes with the background; none: counted in the masks")
     augment: bool = _flag(True, "flips, turns and colour changes of the training batches")

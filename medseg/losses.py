@@ -1,7 +1,13 @@
-"""Losses by name: MONAI's, in float32 at any precision, blind to pixels labelled -1."""
+"""Losses by name: MONAI's and the networks' own, in float32 at any precision, blind to label -1.
+
+Those of the networks bear their names. Their sources are the specifications' readings of the
+authors' code: DRA-Net (github.com/W-JFenf/DRA-Net), DPSAU2-Net (github.com/WKSalt/DPSAU2-Net),
+DRRMSAN (github.com/Jimut123/drrmsan_tests) and HPDDRNet (github.com/fanjuchen/HPDDRNet).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,41 +18,100 @@ from torch import Tensor
 from .errors import UserError
 
 IGNORE = -1  # the label of pixels that nobody knows; the data writes it, every loss leaves it out
+AUX_WEIGHT = 0.4  # of each auxiliary output, where the published loss has no weight of its own
+AUX_WEIGHTS = {"hpddrnet": 0.6, "drrmsan": 1.0}
+_CLIP = 1e-7  # Keras keeps probabilities this far from 0 and 1
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 def build_loss(name: str, classes: int) -> Loss:
-    """The loss called ``name``: (logits (N, K, H, W), target int64 (N, H, W)) -> float32 scalar.
+    """The loss called ``name``: (output, target int64 (N, H, W)) -> scalar.
+
+    The output is logits (N, K, H, W), or a pair of those and a tuple of auxiliary logits of the
+    same shape, as networks with deep supervision return in training: then each auxiliary one is
+    added with weight 0.6 in "hpddrnet", 1 in "drrmsan" and 0.4 in all others. Logits in half
+    precision are widened to float32 first, autocast or not.
 
     dice: 1 - Dice of the softmax, over the whole batch, mean over all classes.
     ce: cross entropy, mean over the known pixels.
     dice_ce: their sum.
     focal: cross entropy times (1 - p)^2, mean over the known pixels.
+    bce: binary cross entropy of each class against the rest, mean over known pixels and classes.
+    dra_net: cross entropy, as "ce".
+    dpsau2_net: 1 - (2 I + 1) / (S + 1) over the whole batch; of the softmax, mean over all
+        classes, or with K = 1 of the sigmoid.
+    drrmsan: as "bce", with probabilities clipped to 1e-7 .. 1 - 1e-7.
+    hpddrnet: `ohem_cross_entropy` without class weights.
 
     Args:
         name: one of ``LOSSES``.
-        classes: K, background included.
+        classes: K, background included; 1 for logits of a foreground alone, which only bce,
+            dpsau2_net and drrmsan can take.
 
     Raises:
         UserError: ``name`` is unknown.
-        ValueError: ``classes`` is below 2.
+        ValueError: ``classes`` is below 2, or for those three below 1.
     """
     if name not in LOSSES:
         raise UserError(f"--loss {name}: unknown; known: {', '.join(LOSSES)}.", code=2)
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, background included, got {classes}")
-    loss = LOSSES[name]()
+    least = 1 if name in _BINARY else 2
+    if classes < least:
+        raise ValueError(
+            f"classes must be at least {least} for {name}, "
+            f"{'background included' if least == 2 else 'the foreground'}, got {classes}"
+        )
+    loss, weight = LOSSES[name](classes), AUX_WEIGHTS.get(name, AUX_WEIGHT)
 
     def call(output: Any, target: Tensor) -> Tensor:
         logits, aux = output if isinstance(output, tuple) else (output, ())
         with torch.autocast(logits.device.type, enabled=False):
-            total = loss(logits.float(), target)
+            total = loss(_wide(logits), target)
             for each in aux:
-                total = total + loss(each.float(), target)
+                total = total + weight * loss(_wide(each), target)
             return total
 
     return call
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    threshold: float = 0.9,
+    min_kept: int = 131072,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy, mean over the pixels whose own class got the least probability.
+
+    With p the probability of the true class, over the known pixels of the batch: those with
+    p < max(the p of rank min_kept, threshold) count, each the same whatever its class weight.
+
+    Args:
+        logits: (N, K, H, W).
+        target: int64 (N, H, W), -1 where unknown.
+        threshold: at most this sure is a pixel that always counts.
+        min_kept: at least so many pixels count, if there are so many.
+        class_weight: (K,), factors of the cross entropy; HPDDRNet's for grains, pores and clay are
+            (0.8373, 0.918, 0.866).
+
+    Returns:
+        Scalar; 0 where no pixel is known or below the bound.
+    """
+    losses = F.cross_entropy(
+        logits, target, weight=class_weight, ignore_index=IGNORE, reduction="none"
+    )
+    with torch.no_grad():
+        known = target != IGNORE
+        own = logits.softmax(1).gather(1, target.clamp(min=0)[:, None])[:, 0]
+        own = own.masked_fill(~known, math.inf)
+        rank = (known.sum() - 1).clamp(0, min_kept)
+        bound = own.flatten().sort().values[rank].clamp(min=threshold)
+        kept = known & (own < bound)
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype is torch.float64 else logits.float()
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -54,28 +119,58 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return total / (target != IGNORE).sum().clamp(min=1)
 
 
-def _dice() -> Loss:
+def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Class by class against the rest; with one class, against 0."""
+    known = (target != IGNORE)[:, None]
+    classes = torch.arange(logits.shape[1], device=target.device)[:, None, None]
+    planes = target[:, None] == (classes if logits.shape[1] > 1 else classes + 1)
+    losses = F.binary_cross_entropy_with_logits(logits, planes.to(logits), reduction="none")
+    losses = losses.masked_fill(~known, 0)
+    return losses.sum() / (known.sum() * logits.shape[1]).clamp(min=1)
+
+
+def _clipped(logits: Tensor, target: Tensor) -> Tensor:
+    limit = math.log((1 - _CLIP) / _CLIP)
+    return _binary_cross_entropy(logits.clamp(-limit, limit), target)
+
+
+def _dice(classes: int, smooth: float = 1e-5) -> Loss:
     from monai.losses.dice import DiceLoss
 
-    dice = DiceLoss(softmax=True, to_onehot_y=True, batch=True, ignore_index=IGNORE)
+    several = classes > 1
+    dice = DiceLoss(
+        softmax=several,
+        sigmoid=not several,
+        to_onehot_y=several,
+        batch=True,
+        ignore_index=IGNORE,
+        smooth_nr=smooth,
+        smooth_dr=smooth,
+    )
     return lambda logits, target: dice(logits, target[:, None])
 
 
-def _dice_ce() -> Loss:
-    dice = _dice()
+def _dice_ce(classes: int) -> Loss:
+    dice = _dice(classes)
     return lambda logits, target: dice(logits, target) + _cross_entropy(logits, target)
 
 
-def _focal() -> Loss:
+def _focal(classes: int) -> Loss:
     from monai.losses.focal_loss import FocalLoss
 
     focal = FocalLoss(use_softmax=True, to_onehot_y=True, ignore_index=IGNORE)
     return lambda logits, target: focal(logits, target[:, None])
 
 
-LOSSES: dict[str, Callable[[], Loss]] = {
+LOSSES: dict[str, Callable[[int], Loss]] = {
     "dice": _dice,
-    "ce": lambda: _cross_entropy,
+    "ce": lambda classes: _cross_entropy,
     "dice_ce": _dice_ce,
     "focal": _focal,
+    "bce": lambda classes: _binary_cross_entropy,
+    "dra_net": lambda classes: _cross_entropy,
+    "dpsau2_net": lambda classes: _dice(classes, smooth=1.0),
+    "drrmsan": lambda classes: _clipped,
+    "hpddrnet": lambda classes: ohem_cross_entropy,
 }
+_BINARY = ("bce", "dpsau2_net", "drrmsan")

@@ -249,3 +249,21 @@ def test_weights_of_another_number_of_classes(train, tmp_path):
 
 def test_any_size(train):
     assert train("--size", 37, "--epochs", 1).code == 0
+
+
+@pytest.mark.parametrize(("loss", "precision"), [("hpddrnet", "bf16"), ("dice_ce", "fp32")])
+def test_deep_supervision(train, monkeypatch, loss, precision):
+    """Auxiliary outputs reach the loss, and the heads that make them learn."""
+
+    def create(*args, **options):
+        return medseg.create_model(*args, deep_supervision=True, **options)
+
+    monkeypatch.setattr("medseg.prepare.create_model", create)
+    torch.manual_seed(0)
+    run = train("--loss", loss, "--precision", precision, "--epochs", 1)
+    assert run.code == 0, run.err
+    weights = load_file(run.folders[0] / "best.safetensors")
+    state = torch.load(run.folders[0] / "last.ckpt", weights_only=True)["optimizer"]["state"]
+    heads = [key for key in weights if key.startswith("side.")]
+    assert len(heads) == 6
+    assert all(entry["exp_avg_sq"].any() for entry in list(state.values())[-6:])
