@@ -1,5 +1,6 @@
 """Published segmentation networks, built by name."""
 
+from .dpsau2_net import DPSAU2Net
 from .dra_net import DRANet
 from .hpddrnet import HPDDRNet
 from .network import Network, Outputs
@@ -7,6 +8,7 @@ from .registry import create_model, list_models, register
 from .weights import load_weights
 
 __all__ = [
+    "DPSAU2Net",
     "DRANet",
     "HPDDRNet",
     "Network",

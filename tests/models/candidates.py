@@ -4,26 +4,28 @@ python ../shared/golden/check_golden.py --golden ../shared/golden --candidates \
     tests/models/candidates.py
 """
 
+import re
+
 import torch
 
 from medseg import create_model
 from medseg.kernels import eca_attention, triplet_attention
 from medseg.kernels.triplet.reference import z_pool_gate
 from medseg.layers import PositionAttention
-from medseg.models import hpddrnet
+from medseg.models import dpsau2_net, dra_net, hpddrnet
 from medseg.models.ddr import DAPPM
-from medseg.models.dra_net import clean_name
 
 GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
 NAMES = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
-def dra_net(out_ch):
-    return create_model("dra_net", classes=out_ch)
+def build(name):
+    return lambda out_ch: create_model(name, classes=out_ch)
 
 
-def rename(key):
-    return None if key.startswith("tr9.") else clean_name(key)
+def rename(clean_name, dead):
+    """The authors' names in ours, None for what their network never runs."""
+    return lambda key: None if re.match(dead, key) else clean_name(key)
 
 
 def eca(inputs, weights, mode):
@@ -42,10 +44,6 @@ def triplet(inputs, weights, mode):
 
 def ddr_net(num_classes):
     return create_model("hpddrnet", classes=num_classes, dropout=0.0)
-
-
-def ddr_rename(key):
-    return None if hpddrnet.DEAD.match(key) else hpddrnet.clean_name(key)
 
 
 def dappm(inputs, weights, mode):
@@ -69,7 +67,13 @@ def zpool(inputs, weights, mode):
     return z_pool_gate(inputs["x"], *parameters, training=mode == "train")
 
 
-CANDIDATES = {"dra_net": {"build": dra_net, "rename": rename}}
+CANDIDATES = {
+    "dra_net": {"build": build("dra_net"), "rename": rename(dra_net.clean_name, r"tr9\.")},
+    "dpsau2_net": {
+        "build": build("dpsau2_net"),
+        "rename": rename(dpsau2_net.clean_name, dpsau2_net.DEAD),
+    },
+}
 CANDIDATES |= {
     f"ops/eca_{case}": {"fn": eca}
     for case in ("k3_nobias", "k5_nobias", "k3_bias_dra", "k3_bias_c7_logits_dra", "k3_hpddr")
@@ -81,7 +85,7 @@ CANDIDATES |= {
 CANDIDATES |= {f"ops/zpool_gate_{mode}": {"fn": zpool} for mode in ("eval", "train")}
 CANDIDATES["hpddrnet"] = {
     "build": ddr_net,
-    "rename": ddr_rename,
+    "rename": rename(hpddrnet.clean_name, hpddrnet.DEAD),
     "forward": lambda model, x: model.coarse_logits(x),
 }
 CANDIDATES |= {f"ops/dappm_{mode}": {"fn": dappm} for mode in ("eval", "train")}
