@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import kernels, layers, models
-    from .models import create_model, list_models
+    from .models import create_model, fuse_conv_bn, list_models
 
 __version__ = "0.1.0"
 
-__all__ = ["create_model", "kernels", "layers", "list_models", "models"]
+__all__ = ["create_model", "fuse_conv_bn", "kernels", "layers", "list_models", "models"]
 
 
 def __getattr__(name: str) -> Any:

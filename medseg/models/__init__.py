@@ -2,6 +2,7 @@
 
 from .dpsau2_net import DPSAU2Net
 from .dra_net import DRANet
+from .fold import fuse_conv_bn
 from .hpddrnet import HPDDRNet
 from .network import Network, Outputs
 from .registry import create_model, list_models, register
@@ -14,6 +15,7 @@ __all__ = [
     "Network",
     "Outputs",
     "create_model",
+    "fuse_conv_bn",
     "list_models",
     "load_weights",
     "register",
