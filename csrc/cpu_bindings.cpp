@@ -1,13 +1,18 @@
-// medseg.kernels._cpu: addresses and sizes in, nothing checked twice, the GIL released.
+// medseg.kernels._cpu: addresses and sizes in, nothing checked twice, the GIL released. Addresses
+// come in the order of the argument blocks of cpu/kernels.h; the scratch is found here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "dlpack.h"
+#include "pages.h"
+#include "triplet_axes.h"
 
 namespace py = pybind11;
 using medseg::Kernels;
@@ -44,167 +49,210 @@ void set_isa(const std::string& name) {
   throw std::invalid_argument("this processor cannot run the '" + name + "' kernels");
 }
 
-using Strides = std::array<int64_t, 2>;
+template <size_t N>
+using Sizes = std::array<int64_t, N>;
+template <size_t N>
+using Addresses = std::array<uintptr_t, N>;
 
-medseg::EcaShape eca_shape(std::array<int64_t, 4> sizes, Strides strides, bool channels_last,
+// Never destroyed: tensors made of its pages may outlive the module.
+medseg::Pages& pages() {
+  static auto* all = new medseg::Pages;
+  return *all;
+}
+
+py::object empty_map(int dtype, const Sizes<4>& sizes, bool channels_last) {
+  PyObject* capsule = medseg::map_capsule(&pages(), dtype, sizes, channels_last);
+  if (!capsule && !PyErr_Occurred()) return py::none();
+  if (!capsule) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+// Working memory of one call, aligned to 64. Each thread keeps a moderate one for its next call.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    const size_t wanted = static_cast<size_t>(bytes) + 64;
+    if (kept_bytes < wanted) {
+      kept.reset(), kept_bytes = 0;
+      kept.reset(new char[wanted]);
+      kept_bytes = wanted;
+    }
+  }
+  ~Scratch() {
+    if (kept_bytes > kMost) kept.reset(), kept_bytes = 0;
+  }
+  operator void*() const {
+    return address((reinterpret_cast<uintptr_t>(kept.get()) + 63) & ~63ull);
+  }
+
+ private:
+  static constexpr size_t kMost = size_t{16} << 20;
+  static thread_local std::unique_ptr<char[]> kept;
+  static thread_local size_t kept_bytes;
+};
+thread_local std::unique_ptr<char[]> Scratch::kept;
+thread_local size_t Scratch::kept_bytes = 0;
+
+medseg::EcaShape eca_shape(const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
                            int taps, int threads, int pool) {
   return {sizes[0],   sizes[1],   sizes[2] * sizes[3], sizes[3],
           strides[0], strides[1], channels_last,       taps,
           threads,    pool};
 }
 
-void eca_forward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t residual,
-                 uintptr_t weight, uintptr_t bias, uintptr_t out, uintptr_t summed,
-                 uintptr_t pooled, uintptr_t gate, uintptr_t scratch) {
+void eca_forward(int dtype, const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
+                 int taps, int threads, int pool, const Addresses<8>& given) {
   py::gil_scoped_release release;
-  active->eca_forward(
-      dtype, {shape, address(x), address(residual), address(weight), address(bias), address(out),
-              address(summed), address(pooled), address(gate), address(scratch)});
+  const auto shape = eca_shape(sizes, strides, channels_last, taps, threads, pool);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->eca_scratch(dtype, shape));
+  active->eca_forward(dtype,
+                      {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), scratch});
 }
 
-void eca_backward(int dtype, const medseg::EcaShape& shape, uintptr_t x, uintptr_t grad_out,
-                  uintptr_t grad_summed, Strides strides, uintptr_t weight, uintptr_t pooled,
-                  uintptr_t gate, uintptr_t grad_x, uintptr_t grad_weight, uintptr_t grad_bias,
-                  uintptr_t scratch) {
+void eca_backward(int dtype, const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
+                  int taps, int threads, int pool, const Sizes<2>& summed,
+                  const Addresses<9>& given) {
   py::gil_scoped_release release;
-  active->eca_backward(
-      dtype, {shape, address(x), address(grad_out), address(grad_summed), strides[0], strides[1],
-              address(weight), address(pooled), address(gate), address(grad_x),
-              address(grad_weight), address(grad_bias), address(scratch)});
+  const auto shape = eca_shape(sizes, strides, channels_last, taps, threads, pool);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->eca_scratch(dtype, shape));
+  active->eca_backward(dtype, {shape, at(0), at(1), at(2), summed[0], summed[1], at(3), at(4),
+                               at(5), at(6), at(7), at(8), scratch});
 }
 
-void gate_forward(int dtype, int64_t count, int threads, uintptr_t a, uintptr_t b, uintptr_t c,
-                  uintptr_t total, uintptr_t product) {
+void gate_forward(int dtype, int64_t count, int threads, const Addresses<5>& given) {
   py::gil_scoped_release release;
-  active->gate_forward(dtype, {count, threads, address(a), address(b), address(c), address(total),
-                               address(product)});
+  const auto at = [&](int i) { return address(given[i]); };
+  active->gate_forward(dtype, {count, threads, at(0), at(1), at(2), at(3), at(4)});
 }
 
-void gate_backward(int dtype, int64_t count, int threads, uintptr_t grad_total,
-                   uintptr_t grad_product, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t grad_a,
-                   uintptr_t grad_b, uintptr_t grad_c) {
+void gate_backward(int dtype, int64_t count, int threads, const Addresses<8>& given) {
   py::gil_scoped_release release;
-  active->gate_backward(
-      dtype, {count, threads, address(grad_total), address(grad_product), address(a), address(b),
-              address(c), address(grad_a), address(grad_b), address(grad_c)});
+  const auto at = [&](int i) { return address(given[i]); };
+  active->gate_backward(dtype,
+                        {count, threads, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)});
 }
 
-medseg::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
-                                   std::array<int64_t, 3> strides, std::array<int, 3> gate,
-                                   std::array<bool, 3> turned, int gates, int taps, int threads,
+medseg::TripletShape triplet_shape(int64_t n, const Sizes<3>& sizes, const Sizes<3>& strides,
+                                   bool channels_last, int gates, int taps, int threads,
                                    bool training, double eps) {
-  return {n,
-          {sizes[0], sizes[1], sizes[2]},
-          strides[0],
-          strides[1],
-          strides[2],
-          {gate[0], gate[1], gate[2]},
-          {turned[0], turned[1], turned[2]},
-          gates,
-          taps,
-          threads,
-          training,
-          eps};
+  medseg::TripletShape shape{};
+  shape.n = n;
+  for (int i = 0; i < 3; ++i) shape.a[i] = sizes[i];
+  shape.stride_n = strides[0], shape.stride_0 = strides[1], shape.stride_1 = strides[2];
+  shape.gates = gates, shape.taps = taps, shape.threads = threads;
+  shape.training = training, shape.eps = eps;
+  medseg::set_gates(&shape, channels_last);
+  return shape;
 }
 
-void triplet_forward(int dtype, const medseg::TripletShape& shape, uintptr_t x,
-                     uintptr_t conv_weight, uintptr_t bn_weight, uintptr_t bn_bias,
-                     uintptr_t running_mean, uintptr_t running_var, uintptr_t out, uintptr_t stats,
-                     uintptr_t planes, uintptr_t index, int index_bytes, uintptr_t scratch) {
+void triplet_forward(int dtype, int64_t n, const Sizes<3>& sizes, const Sizes<3>& strides,
+                     bool channels_last, int gates, int taps, int threads, bool training,
+                     double eps, int index_bytes, const Addresses<10>& given) {
   py::gil_scoped_release release;
-  active->triplet_forward(
-      dtype, {shape, address(x), address(conv_weight), address(bn_weight), address(bn_bias),
-              address(running_mean), address(running_var), address(out), address(stats),
-              address(planes), address(index), index_bytes, address(scratch)});
+  const auto shape =
+      triplet_shape(n, sizes, strides, channels_last, gates, taps, threads, training, eps);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->triplet_scratch(dtype, shape, false));
+  active->triplet_forward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
+                                  at(8), at(9), index_bytes, scratch});
 }
 
-void triplet_backward(int dtype, const medseg::TripletShape& shape, uintptr_t x, uintptr_t grad_out,
-                      uintptr_t conv_weight, uintptr_t bn_weight, uintptr_t bn_bias,
-                      uintptr_t stats, uintptr_t planes, uintptr_t index, int index_bytes,
-                      uintptr_t grad_x, uintptr_t grad_conv_weight, uintptr_t grad_bn_weight,
-                      uintptr_t grad_bn_bias, uintptr_t scratch) {
+void triplet_backward(int dtype, int64_t n, const Sizes<3>& sizes, const Sizes<3>& strides,
+                      bool channels_last, int gates, int taps, int threads, bool training,
+                      double eps, int index_bytes, const Addresses<12>& given) {
   py::gil_scoped_release release;
-  active->triplet_backward(
-      dtype, {shape, address(x), address(grad_out), address(conv_weight), address(bn_weight),
-              address(bn_bias), address(stats), address(planes), address(index), index_bytes,
-              address(grad_x), address(grad_conv_weight), address(grad_bn_weight),
-              address(grad_bn_bias), address(scratch)});
+  const auto shape =
+      triplet_shape(n, sizes, strides, channels_last, gates, taps, threads, training, eps);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->triplet_scratch(dtype, shape, true));
+  active->triplet_backward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
+                                   index_bytes, at(8), at(9), at(10), at(11), scratch});
 }
 
-medseg::MdeShape mde_shape(std::array<int64_t, 4> sizes, int radius, int masks, bool shared,
-                           bool reflect, bool channels_last, int threads) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3],      radius,
-          masks,    shared,   reflect,  channels_last, threads};
-}
+medseg::MdeStrides mde_strides(const Sizes<4>& s) { return {s[0], s[1], s[2], s[3]}; }
 
-using Strides4 = std::array<int64_t, 4>;
-
-medseg::MdeStrides mde_strides(const Strides4& s) { return {s[0], s[1], s[2], s[3]}; }
-
-void mde_forward(int dtype, const medseg::MdeShape& shape, uintptr_t x, Strides4 x_strides,
-                 uintptr_t gains, uintptr_t quadrants, uintptr_t out, Strides4 out_strides,
-                 uintptr_t up, Strides4 up_strides, int64_t up_c, uintptr_t up_out,
-                 uintptr_t scratch) {
-  py::gil_scoped_release release;
+medseg::MdeCall mde_call(const Sizes<4>& sizes, int radius, int masks, bool shared, bool reflect,
+                         bool channels_last, int threads) {
   medseg::MdeCall call{};
-  call.shape = shape;
-  call.source = address(x);
+  call.shape = {sizes[0], sizes[1], sizes[2], sizes[3],      radius,
+                masks,    shared,   reflect,  channels_last, threads};
+  return call;
+}
+
+// Addresses: x, gains, quadrants, out, up, up_out.
+void mde_forward(int dtype, const Sizes<4>& sizes, int radius, int masks, bool shared, bool reflect,
+                 bool channels_last, int threads, const Sizes<4>& x_strides,
+                 const Sizes<4>& out_strides, const Sizes<4>& up_strides, int64_t up_c,
+                 const Addresses<6>& given) {
+  py::gil_scoped_release release;
+  auto call = mde_call(sizes, radius, masks, shared, reflect, channels_last, threads);
+  call.source = address(given[0]);
   call.source_strides = mde_strides(x_strides);
-  call.gains = address(gains);
-  call.quadrants = static_cast<const double*>(address(quadrants));
-  call.out = address(out);
+  call.gains = address(given[1]);
+  call.quadrants = static_cast<const double*>(address(given[2]));
+  call.out = address(given[3]);
   call.out_strides = mde_strides(out_strides);
-  call.up = address(up);
+  call.up = address(given[4]);
   call.up_strides = mde_strides(up_strides);
   call.up_c = up_c;
-  call.up_out = address(up_out);
-  call.scratch = address(scratch);
+  call.up_out = address(given[5]);
+  const Scratch scratch(active->mde_scratch(dtype, call.shape));
+  call.scratch = scratch;
   active->mde(dtype, call);
 }
 
-void mde_backward(int dtype, const medseg::MdeShape& shape, uintptr_t grad_out,
-                  Strides4 grad_strides, uintptr_t gains, uintptr_t quadrants, uintptr_t grad_x,
-                  Strides4 out_strides, uintptr_t x, Strides4 x_strides, uintptr_t grad_gains,
-                  uintptr_t scratch) {
+// Addresses: grad_out, gains, quadrants, grad_x, x, grad_gains.
+void mde_backward(int dtype, const Sizes<4>& sizes, int radius, int masks, bool shared,
+                  bool reflect, bool channels_last, int threads, const Sizes<4>& grad_strides,
+                  const Sizes<4>& out_strides, const Sizes<4>& x_strides,
+                  const Addresses<6>& given) {
   py::gil_scoped_release release;
-  medseg::MdeCall call{};
-  call.shape = shape;
+  auto call = mde_call(sizes, radius, masks, shared, reflect, channels_last, threads);
   call.adjoint = true;
-  call.source = address(grad_out);
+  call.source = address(given[0]);
   call.source_strides = mde_strides(grad_strides);
-  call.gains = address(gains);
-  call.quadrants = static_cast<const double*>(address(quadrants));
-  call.out = address(grad_x);
+  call.gains = address(given[1]);
+  call.quadrants = static_cast<const double*>(address(given[2]));
+  call.out = address(given[3]);
   call.out_strides = mde_strides(out_strides);
-  call.x = address(x);
+  call.x = address(given[4]);
   call.x_strides = mde_strides(x_strides);
-  call.grad_gains = address(grad_gains);
-  call.scratch = address(scratch);
+  call.grad_gains = address(given[5]);
+  const Scratch scratch(active->mde_scratch(dtype, call.shape));
+  call.scratch = scratch;
   active->mde(dtype, call);
 }
 
-medseg::SplitShape split_shape(std::array<int64_t, 4> sizes, Strides strides, bool channels_last,
+medseg::SplitShape split_shape(const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
                                int radix, int cardinality, int threads, bool training, double eps) {
   return {sizes[0],      sizes[1], sizes[2],    sizes[3], strides[0], strides[1],
           channels_last, radix,    cardinality, threads,  training,   eps};
 }
 
-// The addresses in the order of SplitForward.
-void split_forward(int dtype, const medseg::SplitShape& shape,
-                   const std::array<uintptr_t, 15>& addresses) {
+void split_forward(int dtype, const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
+                   int radix, int cardinality, int threads, bool training, double eps,
+                   const Addresses<14>& given) {
   py::gil_scoped_release release;
-  const auto at = [&](int i) { return address(addresses[i]); };
+  const auto shape =
+      split_shape(sizes, strides, channels_last, radix, cardinality, threads, training, eps);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->split_scratch(dtype, shape, false));
   active->split_forward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
-                                at(8), at(9), at(10), at(11), at(12), at(13), at(14)});
+                                at(8), at(9), at(10), at(11), at(12), at(13), scratch});
 }
 
-// The addresses in the order of SplitBackward.
-void split_backward(int dtype, const medseg::SplitShape& shape,
-                    const std::array<uintptr_t, 12>& addresses) {
+void split_backward(int dtype, const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
+                    int radix, int cardinality, int threads, bool training, double eps,
+                    const Addresses<11>& given) {
   py::gil_scoped_release release;
-  const auto at = [&](int i) { return address(addresses[i]); };
+  const auto shape =
+      split_shape(sizes, strides, channels_last, radix, cardinality, threads, training, eps);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->split_scratch(dtype, shape, true));
   active->split_backward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
-                                 at(8), at(9), at(10), at(11)});
+                                 at(8), at(9), at(10), scratch});
 }
 
 }  // namespace
@@ -221,29 +269,17 @@ PYBIND11_MODULE(_cpu, m) {
       },
       "What this processor can run, fastest first.");
   m.def("set_isa", set_isa, "Uses another of isas(); for tests and measurements.");
-
-  py::class_<medseg::EcaShape>(m, "EcaShape").def(py::init(&eca_shape));
-  py::class_<medseg::TripletShape>(m, "TripletShape").def(py::init(&triplet_shape));
-  m.def("eca_scratch",
-        [](int dtype, const medseg::EcaShape& s) { return active->eca_scratch(dtype, s); });
+  m.def("empty_map", empty_map, "A DLPack capsule of kept or fresh pages, or None.");
+  m.def("keep_pages", [](size_t bytes) { pages().set_limit(bytes); }, "How much is kept at most.");
+  m.def("kept_pages", [] { return pages().held(); }, "Bytes that are kept and in no use.");
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
   m.def("gate_forward", gate_forward);
   m.def("gate_backward", gate_backward);
-  m.def("triplet_scratch", [](int dtype, const medseg::TripletShape& s, bool backward) {
-    return active->triplet_scratch(dtype, s, backward);
-  });
   m.def("triplet_forward", triplet_forward);
   m.def("triplet_backward", triplet_backward);
-  py::class_<medseg::MdeShape>(m, "MdeShape").def(py::init(&mde_shape));
-  m.def("mde_scratch",
-        [](int dtype, const medseg::MdeShape& s) { return active->mde_scratch(dtype, s); });
   m.def("mde_forward", mde_forward);
   m.def("mde_backward", mde_backward);
-  py::class_<medseg::SplitShape>(m, "SplitShape").def(py::init(&split_shape));
-  m.def("split_scratch", [](int dtype, const medseg::SplitShape& s, bool backward) {
-    return active->split_scratch(dtype, s, backward);
-  });
   m.def("split_forward", split_forward);
   m.def("split_backward", split_backward);
 }

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cuda/launchers.h"
+#include "triplet_axes.h"
 
 #ifndef MEDSEG_CUDA_ARCHS
 #define MEDSEG_CUDA_ARCHS ""
@@ -68,20 +69,16 @@ void eca_backward(int device, uintptr_t stream, int dtype, const cuda::EcaShape&
 }
 
 cuda::TripletShape triplet_shape(int64_t n, std::array<int64_t, 3> sizes,
-                                 std::array<int64_t, 3> strides, std::array<int, 3> gate,
-                                 std::array<bool, 3> turned, int gates, int taps, bool training,
-                                 float eps) {
-  return {n,
-          {sizes[0], sizes[1], sizes[2]},
-          strides[0],
-          strides[1],
-          strides[2],
-          {gate[0], gate[1], gate[2]},
-          {turned[0], turned[1], turned[2]},
-          gates,
-          taps,
-          training,
-          eps};
+                                 std::array<int64_t, 3> strides, bool channels_last, int gates,
+                                 int taps, bool training, float eps) {
+  cuda::TripletShape shape{};
+  shape.n = n;
+  for (int i = 0; i < 3; ++i) shape.a[i] = sizes[i];
+  shape.stride_n = strides[0], shape.stride_0 = strides[1], shape.stride_1 = strides[2];
+  shape.gates = gates, shape.taps = taps;
+  shape.training = training, shape.eps = eps;
+  medseg::set_gates(&shape, channels_last);
+  return shape;
 }
 
 void triplet_forward(int device, uintptr_t stream, int dtype, const cuda::TripletShape& shape,

@@ -17,6 +17,7 @@ else:
     import torch  # noqa: F401
 
     from ._backend import backend_report, use_backend
+    from ._cpu_launch import keep_pages
     from .eca.op import eca_attention
     from .eca.reference import eca_reference
     from .gate.op import attention_gate
@@ -36,6 +37,7 @@ else:
         "eca_attention",
         "eca_reference",
         "gate_reference",
+        "keep_pages",
         "mde_concat",
         "mde_filter",
         "mde_reference",

@@ -1,5 +1,7 @@
 """What every op asks of its arguments, checked once at the Python door."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,19 @@ def check_map(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
+def fit(x: Tensor, parameters: Sequence[Tensor | None], shapes: Sequence[tuple]) -> bool:
+    """Whether `check_parameters` and the shapes have nothing to say; the quick way to know it."""
+    device, dtype = x.device, parameters[0].dtype  # pyright: ignore[reportOptionalMemberAccess]
+    if dtype is not x.dtype and dtype is not torch.float32:
+        return False
+    for given, shape in zip(parameters, shapes, strict=True):
+        if given is not None and (
+            given.dtype is not dtype or given.shape != shape or given.device != device
+        ):
+            return False
+    return True
+
+
 def check_parameters(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
     """Refuses parameters that are not beside ``x`` or of mixed dtypes.
 
@@ -21,6 +36,7 @@ def check_parameters(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
     """
     first, leader = next(iter(parameters.items()))
     dtype = leader.dtype  # pyright: ignore[reportOptionalMemberAccess]
+    device = x.device  # asked once: making the object is what costs
     if dtype is not x.dtype and dtype is not torch.float32:
         raise ValueError(f"{first} must be {x.dtype} like x or float32, got {dtype}")
     for name, given in parameters.items():
@@ -28,5 +44,5 @@ def check_parameters(x: Tensor, parameters: dict[str, Tensor | None]) -> None:
             continue
         if given.dtype is not dtype:
             raise ValueError(f"{name} must be {dtype} like {first}, got {given.dtype}")
-        if given.device != x.device:
-            raise ValueError(f"{name} must be on {x.device} like x, got {given.device}")
+        if given.device != device:
+            raise ValueError(f"{name} must be on {device} like x, got {given.device}")

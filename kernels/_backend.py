@@ -207,9 +207,12 @@ def like_input(x: Tensor, shape: Sequence[int | torch.SymInt] | None = None) -> 
 
     ``shape`` (N, C, H, W) where it is not that of ``x``.
     """
-    last = is_channels_last(x)
-    if shape is None and (last or x.is_contiguous()):
+    plain = x.is_contiguous()
+    last = not plain and is_channels_last(x)
+    if shape is None and (last or plain):
         return torch.empty_like(x)
+    if plain and shape is not None:
+        return x.new_empty(shape)
     layout = torch.channels_last if last else torch.contiguous_format
     sizes = x.shape if shape is None else shape
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=layout)

@@ -1,37 +1,83 @@
 """What the launchers of the compiled CPU kernels share."""
 
-import collections
-import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
-from ._backend import is_channels_last
+from ._backend import compiled, is_channels_last, like_input, native
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 GRAIN = 32768  # elements a thread must have to be worth waking; PyTorch's own figure
-KEPT_BYTES = 16 << 20
+LARGE = 1 << 20  # bytes; the system's allocator keeps the pages of what is smaller
+KEEP_MB = 256
 
-# Fresh pages cost more than the kernels that use them, so a few buffers stay. A launcher takes one
-# out and puts it back; a deque's pop and append are atomic, so threads never share one.
-_kept: collections.deque[Tensor] = collections.deque()
+_Given = TypeVar("_Given", Tensor, None, Tensor | None)
+
+_limit: int | None = None  # bytes; MEDSEG_KEEP_MB says at the first large output
 
 
-@contextlib.contextmanager
-def scratch(size: int) -> Iterator[int]:
-    """The address of ``size`` bytes of working memory, aligned to 64."""
-    try:
-        buffer = _kept.pop()
-    except IndexError:  # asked rather than looked up: another thread may take it in between
-        buffer = None
-    if buffer is None or buffer.numel() < size + 64:
-        buffer = torch.empty(size + 64, dtype=torch.uint8)
-    try:
-        yield -(-buffer.data_ptr() // 64) * 64
-    finally:
-        if buffer.numel() <= KEPT_BYTES:
-            _kept.append(buffer)
+def keep_pages(megabytes: int) -> int:
+    """Sets how much memory of freed results the CPU kernels keep for their next ones.
+
+    Touching a fresh page for the first time costs as much as filling it, so large results (1 MB and
+    more) are made of pages that an earlier one has left. What is kept and in no use never exceeds
+    the limit: 256 MB, or what ``MEDSEG_KEEP_MB`` says. 0 keeps nothing and leaves every allocation
+    to PyTorch, where its profiler sees it. The setting belongs to the process.
+
+    Args:
+        megabytes: the limit, at least 0.
+
+    Returns:
+        The limit before, in megabytes.
+
+    Raises:
+        ValueError: ``megabytes`` is no whole number of at least 0.
+    """
+    global _limit
+    if not isinstance(megabytes, int) or megabytes < 0:
+        raise ValueError(f"megabytes must be a whole number of at least 0, got {megabytes!r}")
+    before = _from_environment() if _limit is None else _limit >> 20
+    _limit = megabytes << 20
+    module, _ = compiled("_cpu")
+    if module is not None:
+        module.keep_pages(_limit)
+    return before
+
+
+def _from_environment() -> int:
+    given = os.environ.get("MEDSEG_KEEP_MB") or str(KEEP_MB)
+    if not given.isdecimal():
+        raise ValueError(f"MEDSEG_KEEP_MB must be a whole number of megabytes, got {given!r}")
+    return int(given)
+
+
+def empty_map(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """``like_input(x, shape)``, of kept pages where it is large."""
+    n, c, h, w = sizes = x.shape if shape is None else shape
+    if n * c * h * w * x.element_size() >= LARGE:
+        if _limit is None:
+            keep_pages(_from_environment())
+        if _limit:
+            capsule = native("_cpu").empty_map(DTYPES[x.dtype], sizes, is_channels_last(x))
+            if capsule is not None:
+                return from_dlpack(capsule)
+    return like_input(x, shape)
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """Where each lies, 0 for None."""
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def parameter(given: _Given, dtype: torch.dtype) -> _Given:
+    """``given`` dense and of ``dtype``; mostly it is already, and a look costs least."""
+    if given is None or (given.dtype is dtype and given.is_contiguous()):
+        return given
+    return given.to(dtype).contiguous()  # pyright: ignore[reportReturnType]
 
 
 def threads_for(x: Tensor) -> int:

@@ -5,10 +5,15 @@ from torch import Tensor
 from .._backend import is_channels_last, like_input, like_layout
 
 
-def pooled_like(x: Tensor, pool: int) -> Tensor:
-    """An uninitialised output: like ``x``, or with ``pool`` 2 (N, C, H // 2, W // 2)."""
+def pooled_shape(x: Tensor, pool: int) -> tuple[int, int, int, int] | None:
+    """The sizes of the output, (N, C, H // 2, W // 2), where they are not those of ``x``."""
     n, c, h, w = x.shape
-    return like_input(x, None if pool == 1 else (n, c, h // 2, w // 2))
+    return None if pool == 1 else (n, c, h // 2, w // 2)
+
+
+def pooled_like(x: Tensor, pool: int) -> Tensor:
+    """An uninitialised output: like ``x``, or of its pooled sizes."""
+    return like_input(x, pooled_shape(x, pool))
 
 
 def in_order_of(x: Tensor, grad: Tensor) -> tuple[Tensor, tuple[int, int]]:

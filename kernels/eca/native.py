@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .._backend import accumulator, is_channels_last, like_input, like_layout, native
-from .._cpu_launch import DTYPES, dense_planes, scratch, threads_for
-from .maps import in_order_of, pooled_like
+from .._backend import accumulator, is_channels_last, like_layout, native
+from .._cpu_launch import DTYPES, addresses, dense_planes, empty_map, parameter, threads_for
+from .maps import in_order_of, pooled_shape
 
 
 def forward(
@@ -15,23 +15,17 @@ def forward(
 
     saved (2, N, C) holds the pooled means and the gates.
     """
-    cpu, acc = native("_cpu"), accumulator(x.dtype)
-    out = pooled_like(x, pool)
-    summed = x.new_empty(0) if residual is None else like_input(x)
+    acc = accumulator(x.dtype)
+    out = empty_map(x, pooled_shape(x, pool))
+    summed = x.new_empty(0) if residual is None else empty_map(x)
     saved = torch.empty((2, x.shape[0], x.shape[1]), dtype=acc)
     if x.numel() == 0:
         return out, summed, saved
     residual = None if residual is None else like_layout(x, residual)
     x = dense_planes(x)
-    weight = weight.to(acc).contiguous()
-    bias = None if bias is None else bias.to(acc)
-    dtype, shape = DTYPES[x.dtype], _shape(cpu, x, weight, pool)
-    with scratch(cpu.eca_scratch(dtype, shape)) as work:
-        cpu.eca_forward(
-            dtype, shape, x.data_ptr(), _address(residual), weight.data_ptr(), _address(bias),
-            out.data_ptr(), summed.data_ptr(), saved.data_ptr(),
-            saved.data_ptr() + saved.nbytes // 2, work,
-        )  # fmt: skip
+    weight, bias = parameter(weight, acc), parameter(bias, acc)
+    given = addresses(x, residual, weight, bias, out, summed, saved)
+    native("_cpu").eca_forward(*_shape(x, weight, pool), [*given, _second_half(saved)])
     return out, summed, saved
 
 
@@ -48,31 +42,31 @@ def backward(
 
     x is the sum where there was a residual; grad_summed is None unless ``pool`` is 2.
     """
-    cpu, acc = native("_cpu"), saved.dtype
-    grad_x = like_input(x) if need_input else None
+    acc = saved.dtype
+    grad_x = empty_map(x) if need_input else None
     grads = torch.zeros(weight.numel() + 1, dtype=acc)
     if x.numel():
-        x, weight, strides = dense_planes(x), weight.to(acc).contiguous(), (0, 0)
+        x, weight, strides = dense_planes(x), parameter(weight, acc), (0, 0)
         grad_out = like_layout(x, grad_out)
         if grad_summed is not None:
             grad_summed, strides = in_order_of(x, grad_summed)
-        dtype, shape = DTYPES[x.dtype], _shape(cpu, x, weight, pool)
-        with scratch(cpu.eca_scratch(dtype, shape)) as work:
-            cpu.eca_backward(
-                dtype, shape, x.data_ptr(), grad_out.data_ptr(), _address(grad_summed), strides,
-                weight.data_ptr(), saved.data_ptr(), saved.data_ptr() + saved.nbytes // 2,
-                _address(grad_x), grads.data_ptr(),
-                grads.data_ptr() + weight.numel() * grads.element_size(), work,
-            )  # fmt: skip
+        maps = addresses(x, grad_out, grad_summed, weight, saved)
+        found = addresses(grad_x, grads[:-1], grads[-1:])
+        native("_cpu").eca_backward(
+            *_shape(x, weight, pool), strides, [*maps, _second_half(saved), *found]
+        )
     return grad_x, grads[:-1], grads[-1:]
 
 
-def _address(given: Tensor | None) -> int:
-    return 0 if given is None else given.data_ptr()
+def _second_half(saved: Tensor) -> int:
+    """Where the gates lie, behind the pooled means."""
+    return saved.data_ptr() + saved.nbytes // 2
 
 
-def _shape(cpu, x: Tensor, weight: Tensor, pool: int):  # noqa: ANN001  (types of the compiled module)
-    return cpu.EcaShape(
-        tuple(x.shape), (x.stride(0), x.stride(1)), is_channels_last(x), weight.numel(),
+def _shape(x: Tensor, weight: Tensor, pool: int) -> tuple:
+    """What both functions of the compiled module take first."""
+    strides = x.stride()
+    return (
+        DTYPES[x.dtype], x.shape, (strides[0], strides[1]), is_channels_last(x), weight.shape[0],
         threads_for(x), pool,
     )  # fmt: skip

@@ -63,13 +63,14 @@ def forward(
     query: Tensor, key: Tensor, value: Tensor, seed: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor]:
     """Returns (out (N, L, E), saved)."""
-    out = value.new_zeros((query.shape[0], query.shape[1], value.shape[2]))
-    saved = new_saved(query, value, dropout)
-    if out.numel() == 0 or key.shape[1] == 0:
-        return out, saved.zero_()
-    if takes_flash(query, key, value, dropout):
+    some = query.numel() and value.numel()
+    if some and takes_flash(query, key, value, dropout):
         found, saved = _flash(*_heads(query, key, value), scale=scale)
         return found[:, 0, :, : value.shape[2]].contiguous(), saved.contiguous()
+    out = value.new_zeros((query.shape[0], query.shape[1], value.shape[2]))
+    saved = new_saved(query, value, dropout)
+    if not some:
+        return out, saved.zero_()
     query, key = _scores_of(query, scale), _scores_of(key)
     for images, rows, kept in _blocks(query, key, seed, dropout):
         weights = _weights(query[images, rows], key[images]).to(value.dtype)

@@ -80,7 +80,7 @@ def position_attention(
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
-    named = {"query": query, "key": key, "value": value}
+    named, device = {"query": query, "key": key, "value": value}, query.device
     for name, t in named.items():
         if t.dim() != 3:
             raise ValueError(f"{name} must be (N, L, D), got {tuple(t.shape)}")
@@ -88,8 +88,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
             raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
         if t.dtype is not query.dtype:
             raise ValueError(f"{name} must be {query.dtype} like query, got {t.dtype}")
-        if t.device != query.device:
-            raise ValueError(f"{name} must be on {query.device} like query, got {t.device}")
+        if t.device != device:
+            raise ValueError(f"{name} must be on {device} like query, got {t.device}")
     n, _, d = query.shape
     if key.shape[0] != n or key.shape[2] != d or d == 0:
         raise ValueError(f"key must be ({n}, M, {d}) like query, got {tuple(key.shape)}")

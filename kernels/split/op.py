@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import check_map, check_parameters
+from .._arguments import check_map, check_parameters, fit
 from .._backend import (
     accumulator,
     apart,
@@ -133,13 +133,11 @@ def _check(
             f"x must have radix * cardinality = {radix} * {cardinality} groups of channels, got "
             f"{tuple(x.shape)}"
         )
-    _check_shapes(x, parameters, folded, radix, cardinality)
-    check_parameters(x, dict(zip(_NAMES, parameters, strict=True)))
-    scale, shift = folded
-    if (scale is None) != (shift is None):
+    if (folded[0] is None) != (folded[1] is None):
         raise ValueError("scale and shift must be given together")
-    if scale is not None:
-        check_parameters(x, {"scale": scale, "shift": shift})
+    shapes = _shapes(x, parameters[0], radix, cardinality)
+    if not fit(x, (*parameters, *folded), shapes):
+        _refuse(x, parameters, folded, shapes)
     if training and x.shape[0] == 1:
         # The words of nn.BatchNorm2d, which callers look for.
         raise ValueError(
@@ -154,28 +152,37 @@ _NAMES = (
 )  # fmt: skip
 
 
-def _check_shapes(
-    x: Tensor,
-    parameters: tuple[Tensor | None, ...],
-    folded: tuple[Tensor | None, Tensor | None],
-    radix: int,
-    cardinality: int,
-) -> None:
-    """Refuses parameters of other shapes than x, radix and cardinality ask for."""
-    width, fc1_weight = x.shape[1], parameters[0]
+def _shapes(
+    x: Tensor, fc1_weight: Tensor | None, radix: int, cardinality: int
+) -> tuple[tuple[int, ...], ...]:
+    """What x, radix and cardinality ask of the parameters, of scale and of shift."""
     assert fc1_weight is not None
-    inner = fc1_weight.shape[0]
+    width, inner = x.shape[1], fc1_weight.shape[0]
     if inner == 0 or inner % cardinality:
         raise ValueError(
             f"fc1_weight must have rows in {cardinality} groups like cardinality, got "
             f"{tuple(fc1_weight.shape)}"
         )
-    wanted = ((inner, width // radix // cardinality), *((inner,),) * 5)
-    wanted += ((width, inner // cardinality), (width,), (width,), (width,))
-    given = zip((*_NAMES, "scale", "shift"), (*parameters, *folded), wanted, strict=True)
-    for name, tensor, shape in given:
-        if tensor is not None and tuple(tensor.shape) != shape:
+    middle, all_ = (inner,), (width,)
+    first, second = (inner, width // radix // cardinality), (width, inner // cardinality)
+    return first, middle, middle, middle, middle, middle, second, all_, all_, all_
+
+
+def _refuse(
+    x: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    folded: tuple[Tensor | None, Tensor | None],
+    shapes: tuple[tuple[int, ...], ...],
+) -> None:
+    """Says what does not fit; a scale and shift of another dtype may still do."""
+    names = (*_NAMES, "scale", "shift")
+    for name, tensor, shape in zip(names, (*parameters, *folded), shapes, strict=True):
+        if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+    check_parameters(x, dict(zip(_NAMES, parameters, strict=True)))
+    scale, shift = folded
+    if scale is not None:
+        check_parameters(x, {"scale": scale, "shift": shift})
 
 
 def _forward(*args) -> tuple[Tensor, Tensor, Tensor]:

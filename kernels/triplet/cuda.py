@@ -87,5 +87,4 @@ def _shape(cuda, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  #
             f"{tuple(conv_weight.shape)}; use backend='reference'"
         )
     gates, taps = conv_weight.shape[0], conv_weight.shape[-1]
-    axes = memory_axes(x, gates)
-    return cuda.TripletShape(x.shape[0], *axes, gates, taps, training, eps)
+    return cuda.TripletShape(x.shape[0], *memory_axes(x), gates, taps, training, eps)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._backend import accumulator, is_channels_last, like_input, like_layout, native
-from .._cpu_launch import DTYPES, scratch, threads_for
+from .._backend import accumulator, is_channels_last, like_layout, native
+from .._cpu_launch import DTYPES, addresses, empty_map, parameter, threads_for
 from .axes import memory_axes
 from .op import index_dtype, plane_elements
 
@@ -21,23 +21,22 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (out, stats, planes, index); the last two are empty unless ``keep``."""
-    cpu, acc = native("_cpu"), accumulator(x.dtype)
-    out = like_input(x)
-    stats = torch.zeros((3, conv_weight.shape[0]), dtype=acc)
+    acc = accumulator(x.dtype)
+    out = empty_map(x)
+    stats = torch.empty((3, conv_weight.shape[0]), dtype=acc)
     positions = plane_elements(x, keep)
     planes = torch.empty(2 * positions, dtype=acc)
     index = torch.empty(positions, dtype=index_dtype(x))
     if x.numel() == 0:
-        return out, stats, planes, index
+        return out, stats.zero_(), planes, index
     x = _rows_dense(x)
-    params = _params(acc, conv_weight, bn_weight, bn_bias, running_mean, running_var)
-    dtype, shape = DTYPES[x.dtype], _shape(cpu, x, conv_weight, training, eps)
-    with scratch(cpu.triplet_scratch(dtype, shape, False)) as work:
-        cpu.triplet_forward(
-            dtype, shape, x.data_ptr(), *(p.data_ptr() for p in params), out.data_ptr(),
-            stats.data_ptr(), planes.data_ptr() if keep else 0, index.data_ptr(),
-            index.element_size(), work,
-        )  # fmt: skip
+    given = (conv_weight, bn_weight, bn_bias, running_mean, running_var)
+    params = [parameter(t, acc) for t in given]
+    kept = (planes, index) if keep else (None, None)
+    native("_cpu").triplet_forward(
+        *_shape(x, conv_weight, training, eps), index.element_size(),
+        addresses(x, *params, out, stats, *kept),
+    )  # fmt: skip
     return out, stats, planes, index
 
 
@@ -54,27 +53,19 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (grad_x, grad_conv_weight, grad_bn_weight, grad_bn_bias), the last three in acc."""
-    cpu, acc = native("_cpu"), stats.dtype
-    grad_x = like_input(x)
+    acc = stats.dtype
+    grad_x = empty_map(x)
     grad_conv = torch.zeros(conv_weight.shape, dtype=acc)
     grad_bn = torch.zeros((2, bn_weight.shape[0]), dtype=acc)
     if x.numel():
         grad_out = like_layout(x, grad_out)
         x = _rows_dense(x)
-        params = _params(acc, conv_weight, bn_weight, bn_bias)
-        dtype, shape = DTYPES[x.dtype], _shape(cpu, x, conv_weight, training, eps)
-        with scratch(cpu.triplet_scratch(dtype, shape, True)) as work:
-            cpu.triplet_backward(
-                dtype, shape, x.data_ptr(), grad_out.data_ptr(), *(p.data_ptr() for p in params),
-                stats.data_ptr(), planes.data_ptr(), index.data_ptr(), index.element_size(),
-                grad_x.data_ptr(), grad_conv.data_ptr(), grad_bn[0].data_ptr(),
-                grad_bn[1].data_ptr(), work,
-            )  # fmt: skip
+        params = [parameter(t, acc) for t in (conv_weight, bn_weight, bn_bias)]
+        given = addresses(x, grad_out, *params, stats, planes, index, grad_x, grad_conv, *grad_bn)
+        native("_cpu").triplet_backward(
+            *_shape(x, conv_weight, training, eps), index.element_size(), given
+        )
     return grad_x, grad_conv, grad_bn[0], grad_bn[1]
-
-
-def _params(acc: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    return [t.to(acc).contiguous() for t in tensors]
 
 
 def _rows_dense(x: Tensor) -> Tensor:
@@ -82,7 +73,10 @@ def _rows_dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) or x.stride(3) == 1 else x.contiguous()
 
 
-def _shape(cpu, x: Tensor, conv_weight: Tensor, training: bool, eps: float):  # noqa: ANN001
-    gates, taps = conv_weight.shape[0], conv_weight.shape[-1]
-    axes = memory_axes(x, gates)
-    return cpu.TripletShape(x.shape[0], *axes, gates, taps, threads_for(x), training, eps)
+def _shape(x: Tensor, conv_weight: Tensor, training: bool, eps: float) -> tuple:
+    """What both functions of the compiled module take first."""
+    sizes, strides, last, (gates, _, taps, _) = *memory_axes(x), conv_weight.shape
+    return (
+        DTYPES[x.dtype], x.shape[0], sizes, strides, last, gates, taps, threads_for(x), training,
+        eps,
+    )  # fmt: skip

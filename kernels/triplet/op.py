@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._arguments import check_map, check_parameters
+from .._arguments import check_map, check_parameters, fit
 from .._backend import (
     accumulator,
     apart,
@@ -103,16 +103,17 @@ def _check(
         raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
     _check_taps(conv_weight)
     gates = conv_weight.shape[0]
-    vectors = {
-        "bn_weight": bn_weight,
-        "bn_bias": bn_bias,
-        "running_mean": running_mean,
-        "running_var": running_var,
-    }
-    for name, v in vectors.items():
-        if tuple(v.shape) != (gates,):
-            raise ValueError(f"{name} must be ({gates},) like conv_weight, got {tuple(v.shape)}")
-    check_parameters(x, {"conv_weight": conv_weight, **vectors})
+    vectors = (bn_weight, bn_bias, running_mean, running_var)
+    if not fit(x, (conv_weight, *vectors), (conv_weight.shape, *((gates,),) * 4)):
+        named = dict(
+            zip(("bn_weight", "bn_bias", "running_mean", "running_var"), vectors, strict=True)
+        )
+        for name, v in named.items():
+            if tuple(v.shape) != (gates,):
+                raise ValueError(
+                    f"{name} must be ({gates},) like conv_weight, got {tuple(v.shape)}"
+                )
+        check_parameters(x, {"conv_weight": conv_weight, **named})
     n, c, h, w = x.shape
     if training and n * min((c * w, h * c, h * w)[:gates]) == 1:
         raise ValueError(

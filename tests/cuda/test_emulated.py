@@ -275,9 +275,7 @@ def test_empty_batch_behind_the_python_door(emulator):
     module.eca_backward(0, 0, 0, shape, 0, 0, 0, (0, 0), (at, 0), 0, 0, at, at + 12, 0)
     assert not grads.any()
     stats = torch.full((3, 3), torch.nan)
-    shape = module.TripletShape(
-        0, (2, 2, 2), (8, 4, 2), (2, 0, 1), (False, False, True), 3, 3, True, 1e-5
-    )
+    shape = module.TripletShape(0, (2, 2, 2), (8, 4, 2), False, 3, 3, True, 1e-5)
     none = [(0, 0)] * 5
     module.triplet_forward(0, 0, 0, shape, 0, none, 0, stats.data_ptr(), 0, 0, 2, 0)
     assert not stats.any()

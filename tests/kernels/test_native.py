@@ -2,16 +2,15 @@
 
 import shutil
 import subprocess
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from medseg.kernels import _cpu_launch, eca_attention, triplet_attention
+from medseg.kernels import eca_attention, triplet_attention
 from medseg.kernels._backend import compiled
-from medseg.kernels._cpu_launch import scratch, threads_for
+from medseg.kernels._cpu_launch import threads_for
 
 pytestmark = pytest.mark.usefixtures("needs_cpu")
 
@@ -69,12 +68,6 @@ def test_small_tensors_stay_on_one_thread():
     assert threads_for(torch.empty(4, 64, 256, 256)) == torch.get_num_threads()
 
 
-def test_scratch_is_aligned_and_never_shared():
-    with scratch(1000) as first, scratch(2000) as second:
-        assert first % 64 == 0 and second % 64 == 0
-        assert abs(first - second) >= 1000
-
-
 def test_thread_count_of_torch_is_obeyed():
     """One thread must not change what is computed, and torch's count holds after our call."""
     x, weight = torch.randn(2, 16, 96, 96), torch.randn(3)
@@ -103,13 +96,3 @@ def test_calls_from_several_python_threads_do_not_disturb_each_other():
         for _ in range(5):
             got = list(pool.map(run, inputs))
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-
-def test_a_buffer_that_another_thread_takes_first_is_not_missed(monkeypatch):
-    class Emptied(deque):
-        def __bool__(self):
-            return True  # as it was a moment ago
-
-    monkeypatch.setattr(_cpu_launch, "_kept", Emptied())
-    with scratch(1000) as address:
-        assert address % 64 == 0
