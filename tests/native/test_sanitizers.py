@@ -117,3 +117,22 @@ def test_a_race_is_found(race_driver, op, barrier):
     )
     found = "ThreadSanitizer: data race" in output or ", expected " in output
     assert code and found, f"nobody needs barrier {barrier}: {output[:4000]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitize", [MEMORY, THREADS], ids=["memory", "threads"])
+def test_pages_are_in_one_hand_at_a_time(tmp_path, sanitize):
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if not compiler:
+        pytest.skip("no C++ compiler was found (Debian: apt-get install g++)")
+    source, driver = NATIVE / "pages" / "driver.cpp", tmp_path / "driver"
+    flags = ["-std=c++17", "-O1", "-g1", "-pthread", f"-I{ROOT / 'csrc'}"]
+    command = [compiler, *flags, *sanitize, str(source), "-o", str(driver)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "cannot find" in done.stderr:
+        pytest.skip(f"the compiler has no sanitizer runtime: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    code, output = run(driver)
+    if "FATAL: ThreadSanitizer" in output:
+        pytest.skip(f"ThreadSanitizer cannot run here: {output.strip()[:200]}")
+    assert code == 0 and output == "0 failures\n", output[:4000]
