@@ -11,6 +11,7 @@ from medseg.kernels import position_attention, position_reference, use_backend
 from medseg.kernels.position import attend
 from tests.kernels.truth import DTYPES, FLOOR, FLOOR_FLOAT32, error, gradients
 
+pytestmark = pytest.mark.usefixtures("no_small_position")
 WIDTHS = ((8, 8), (10, 10), (8, 64), (64, 8), (1, 3), (256, 256))
 HALF = (torch.float16, torch.bfloat16)
 
