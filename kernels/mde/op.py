@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arguments import check_map
 from .._backend import (
     accumulator,
     apart,
@@ -17,11 +16,9 @@ from .._backend import (
     watched_by_forward_ad,
     without_autocast,
 )
-from .autocast import same_dtype
-from .bank import FAST_SCALE, check_bank, widths
+from .arguments import check_input, check_up, same_dtype
+from .bank import FAST_SCALE, widths
 from .reference import mde_reference
-
-PADS = ("zero", "reflect")
 
 lib = torch.library.Library("medseg", "FRAGMENT")
 TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -80,7 +77,7 @@ def mde_filter(
     Source: our reading of Wang et al., "E-DU", 2022, doi:10.1016/j.compbiomed.2022.106206.
     """
     scales = widths(scales)
-    _check(x, gains, scales, bank, pad)
+    check_input(x, gains, scales, bank, pad)
     return _run(x, None, gains, scales, bank, pad, backend)
 
 
@@ -111,8 +108,8 @@ def mde_concat(
     """
     scales = widths(scales)
     up, skip = same_dtype(up, skip)
-    _check(skip, gains, scales, bank, pad, "skip")
-    _check_up(up, skip)
+    check_input(skip, gains, scales, bank, pad, "skip")
+    check_up(up, skip)
     return _run(skip, up, gains, scales, bank, pad, backend)
 
 
@@ -133,43 +130,6 @@ def _run(
         out = mde_reference(x, gains, scales, bank, pad)
         return out if up is None else torch.cat([up, out], dim=1)
     return _mde(x, up, gains, scales, bank, pad, name)
-
-
-def _check(
-    x: Tensor, gains: Tensor, scales: tuple[int, ...], bank: str, pad: str, name: str = "x"
-) -> None:
-    check_map(x, name)
-    if 0 in x.shape[1:]:
-        raise ValueError(f"{name} must have C, H and W of at least 1, got {tuple(x.shape)}")
-    check_bank(scales, bank)
-    shape = tuple(gains.shape)
-    if len(shape) != 2 or shape[0] not in (1, x.shape[1]) or shape[1] != len(scales) + 1:
-        raise ValueError(
-            f"gains must be ({x.shape[1]}, {len(scales) + 1}) or (1, {len(scales) + 1}), "
-            f"got {shape}"
-        )
-    if gains.dtype is not torch.float32 and (gains.dtype, x.dtype) != (torch.float64,) * 2:
-        raise ValueError(f"gains must be torch.float32 beside {x.dtype}, got {gains.dtype}")
-    if gains.device != x.device:
-        raise ValueError(f"gains must be on {x.device} like {name}, got {gains.device}")
-    if pad not in PADS:
-        raise ValueError(f"pad must be one of {', '.join(PADS)}, got {pad!r}")
-    smallest = max(scales) // 2 + 1
-    if pad == "reflect" and (x.shape[2] < smallest or x.shape[3] < smallest):
-        raise ValueError(
-            f"{name} must have H and W of at least {smallest} to reflect, got {tuple(x.shape)}"
-        )
-
-
-def _check_up(up: Tensor, skip: Tensor) -> None:
-    check_map(up, "up")
-    n, _, h, w = skip.shape
-    if (up.shape[0], up.shape[2], up.shape[3]) != (n, h, w):
-        raise ValueError(f"up must be ({n}, C, {h}, {w}) like skip, got {tuple(up.shape)}")
-    if up.dtype is not skip.dtype:
-        raise ValueError(f"up must be {skip.dtype} like skip, got {up.dtype}")
-    if up.device != skip.device:
-        raise ValueError(f"up must be on {skip.device} like skip, got {up.device}")
 
 
 def _forward(

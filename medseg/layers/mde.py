@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.kernels import mde_concat, mde_filter
+from medseg.kernels.mde.arguments import PADS
 from medseg.kernels.mde.bank import check_bank, widths
-from medseg.kernels.mde.op import PADS
 
 
 class Preset(NamedTuple):

@@ -30,7 +30,7 @@ def no_op(monkeypatch):
 @pytest.mark.parametrize("scale", (None, 0.3))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_holds_the_rule(no_op, shape, scale, dtype):
-    inputs = tokens(*shape, dtype)
+    inputs = tokens(*shape, dtype=dtype)
     cotangent = torch.randn(shape[0], shape[1], shape[4], dtype=torch.float64)
 
     def plain(q, k, v):
@@ -69,7 +69,7 @@ def test_autocast_leaves_it_in_float32(no_op):
 )
 def test_large_half_and_dropped_ones_go_through_the_op(no_op, shape, dtype, dropout):
     with pytest.raises(AssertionError, match="went through the op"):
-        position_attention(*tokens(*shape, dtype), dropout=dropout)
+        position_attention(*tokens(*shape, dtype=dtype), dropout=dropout)
 
 
 def test_compiled_sizes_stay_free():
