@@ -2,6 +2,7 @@
 
 from .dpsau2_net import DPSAU2Net
 from .dra_net import DRANet
+from .e_du import EDU
 from .fold import fuse_conv_bn
 from .hpddrnet import HPDDRNet
 from .network import Network, Outputs
@@ -9,6 +10,7 @@ from .registry import create_model, list_models, register
 from .weights import load_weights
 
 __all__ = [
+    "EDU",
     "DPSAU2Net",
     "DRANet",
     "HPDDRNet",

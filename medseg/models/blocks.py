@@ -39,6 +39,19 @@ class ConvNorm(nn.Module):
         return F.relu(y, inplace=True) if self.act else y
 
 
+class Up(nn.Module):
+    """Doubles height and width: transposed convolution, batch norm, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int, bias: bool = True) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose2d(channels_in, channels, 2, stride=2, bias=bias)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, channels_in, H, W); returns (N, channels, 2H, 2W)."""
+        return F.relu(self.bn(self.deconv(x)), inplace=True)
+
+
 def resize(x: Tensor, size: Tensor | tuple[int, int]) -> Tensor:
     """Bilinear, with the corners of pixels in line, to a height and width or those of a tensor."""
     height, width = size.shape[2:] if isinstance(size, Tensor) else size

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import ECA, TripletAttention
 
-from .blocks import resize
+from .blocks import Up, resize
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -202,19 +202,6 @@ class Decoder(nn.Module):
         """x: (N, channels_in, H, W), skip: (N, channels, 2H, 2W); returns the shape of skip."""
         y = self.dconv(torch.cat((self.up(x), skip), 1))
         return y if self.attn is None else self.attn(y)
-
-
-class Up(nn.Module):
-    """Doubles height and width: transposed convolution, batch norm, ReLU."""
-
-    def __init__(self, channels_in: int, channels: int) -> None:
-        super().__init__()
-        self.deconv = nn.ConvTranspose2d(channels_in, channels, 2, stride=2)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (N, channels_in, H, W); returns (N, channels, 2H, 2W)."""
-        return F.relu(self.bn(self.deconv(x)), inplace=True)
 
 
 class DoubleConv(nn.Module):
