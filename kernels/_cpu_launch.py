@@ -80,6 +80,14 @@ def parameter(given: _Given, dtype: torch.dtype) -> _Given:
     return given.to(dtype).contiguous()  # pyright: ignore[reportReturnType]
 
 
+def parameters(given: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """Each as `parameter` has it, with a call for those alone that are not so already."""
+    return [
+        t if t is None or (t.dtype is dtype and t.is_contiguous()) else parameter(t, dtype)
+        for t in given
+    ]
+
+
 def threads_for(x: Tensor) -> int:
     """How many threads share ``x``: PyTorch's number, fewer for a small tensor."""
     return max(1, min(torch.get_num_threads(), x.numel() // GRAIN))
@@ -87,6 +95,8 @@ def threads_for(x: Tensor) -> int:
 
 def dense_planes(x: Tensor) -> Tensor:
     """``x`` itself if channels_last or of dense (H, W) planes, else a contiguous copy."""
-    if is_channels_last(x) or (x.stride(3) == 1 and x.stride(2) == x.shape[3]):
+    if x.is_contiguous() or is_channels_last(x):
+        return x
+    if x.stride(3) == 1 and x.stride(2) == x.shape[3]:
         return x
     return x.contiguous()

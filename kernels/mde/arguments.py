@@ -14,7 +14,7 @@ def check_input(
 ) -> None:
     """Refuses a map, gains or options that do not go together."""
     check_map(x, name)
-    if 0 in x.shape[1:]:
+    if not x.numel() and 0 in x.shape[1:]:
         raise ValueError(f"{name} must have C, H and W of at least 1, got {tuple(x.shape)}")
     check_bank(scales, bank)
     shape = tuple(gains.shape)

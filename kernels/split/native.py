@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import accumulator, is_channels_last, like_layout, native
-from .._cpu_launch import DTYPES, addresses, dense_planes, empty_map, parameter, threads_for
+from .._cpu_launch import DTYPES, addresses, dense_planes, empty_map, parameters, threads_for
 
 
 def forward(
@@ -38,7 +38,7 @@ def forward(
         scale, shift, fc1_weight, fc1_bias, bn_weight, bn_bias, running_mean, running_var,
         fc2_weight, fc2_bias,
     )  # fmt: skip
-    params = [parameter(t, acc) for t in given]
+    params = parameters(given, acc)
     shape = _shape(x, inner, radix, cardinality, training, eps)
     native("_cpu").split_forward(*shape, addresses(x, *params, out, stats, saved))
     return out, stats, saved
@@ -69,7 +69,7 @@ def backward(
     if x.shape[0]:
         grad_out = like_layout(x, grad_out)
         x = dense_planes(x)
-        params = [parameter(t, acc) for t in (fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight)]
+        params = parameters((fc1_weight, fc1_bias, bn_weight, bn_bias, fc2_weight), acc)
         shape = _shape(x, inner, radix, cardinality, training, eps)
         given = addresses(x, grad_out, *params, stats, saved, grad_x, grads)
         native("_cpu").split_backward(*shape, given)

@@ -124,7 +124,7 @@ def _check(
     training: bool,
 ) -> None:
     check_map(x)
-    if 0 in x.shape[1:]:
+    if not x.numel() and 0 in x.shape[1:]:
         raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
     if not 1 <= radix <= LARGEST_RADIX:
         raise ValueError(f"radix must be 1 to {LARGEST_RADIX}, got {radix}")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._backend import accumulator, is_channels_last, like_layout, native
-from .._cpu_launch import DTYPES, addresses, empty_map, parameter, threads_for
+from .._cpu_launch import DTYPES, addresses, empty_map, parameters, threads_for
 from .axes import memory_axes
 from .op import index_dtype, plane_elements
 
@@ -31,7 +31,7 @@ def forward(
         return out, stats.zero_(), planes, index
     x = _rows_dense(x)
     given = (conv_weight, bn_weight, bn_bias, running_mean, running_var)
-    params = [parameter(t, acc) for t in given]
+    params = parameters(given, acc)
     kept = (planes, index) if keep else (None, None)
     native("_cpu").triplet_forward(
         *_shape(x, conv_weight, training, eps), index.element_size(),
@@ -60,7 +60,7 @@ def backward(
     if x.numel():
         grad_out = like_layout(x, grad_out)
         x = _rows_dense(x)
-        params = [parameter(t, acc) for t in (conv_weight, bn_weight, bn_bias)]
+        params = parameters((conv_weight, bn_weight, bn_bias), acc)
         given = addresses(x, grad_out, *params, stats, planes, index, grad_x, grad_conv, *grad_bn)
         native("_cpu").triplet_backward(
             *_shape(x, conv_weight, training, eps), index.element_size(), given
@@ -70,7 +70,7 @@ def backward(
 
 def _rows_dense(x: Tensor) -> Tensor:
     """``x`` itself if the innermost memory axis is dense, else a contiguous copy."""
-    return x if is_channels_last(x) or x.stride(3) == 1 else x.contiguous()
+    return x if x.stride(3) == 1 or is_channels_last(x) else x.contiguous()
 
 
 def _shape(x: Tensor, conv_weight: Tensor, training: bool, eps: float) -> tuple:

@@ -99,7 +99,7 @@ def _check(
     training: bool,
 ) -> None:
     check_map(x)
-    if 0 in x.shape[1:]:
+    if not x.numel() and 0 in x.shape[1:]:
         raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
     _check_taps(conv_weight)
     gates = conv_weight.shape[0]
