@@ -70,20 +70,20 @@ def _uniform(name: str, shape: tuple[int, ...], salt: int) -> np.ndarray:
 
 def _entry(entry: dict[str, Any], salt: int, beta_shift: float) -> torch.Tensor:
     name, shape = entry["key"], tuple(entry["shape"])
-    leaf = name.rpartition(".")[2]
+    leaf = re.split(r"[./]", name)[-1]  # Keras separates by slashes
     if leaf == "num_batches_tracked":
         return torch.zeros(shape, dtype=torch.int64)
-    if leaf == "running_mean":
+    if leaf in ("running_mean", "moving_mean"):
         value = 0.1 * unit(name, shape, salt)
-    elif leaf == "running_var":
+    elif leaf in ("running_var", "moving_variance"):
         value = 0.5 + _uniform(name, shape, salt)
-    elif leaf == "bias":
+    elif leaf in ("bias", "beta"):
         shift = beta_shift if entry.get("role") == "norm_bias" else 0.0
         value = shift + 0.1 * unit(name, shape, salt)
     elif len(shape) <= 1:
         value = 1 + 0.25 * unit(name, shape, salt)
     else:
-        fan_in = math.prod(shape[1:])
+        fan_in = math.prod(shape[:-1] if leaf == "kernel" else shape[1:])
         value = unit(name, shape, salt) * (entry.get("gain", 1.0) / math.sqrt(fan_in))
     return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
@@ -109,7 +109,13 @@ def relative(got: torch.Tensor, truth: np.ndarray) -> float:
 @functools.lru_cache(maxsize=2)
 def directions(network: str) -> dict[str, np.ndarray]:
     """A fixed direction per entry of the authors' state dict, to project gradients on."""
-    return {e["key"]: unit("dir:" + e["key"], tuple(e["shape"]), 0) for e in keys(network)}
+    found = {e["key"]: unit("dir:" + e["key"], tuple(e["shape"]), 0) for e in keys(network)}
+    return {e["key"]: in_torch_layout(e, found[e["key"]]) for e in keys(network)}
+
+
+def in_torch_layout(entry: dict[str, Any], value: np.ndarray) -> np.ndarray:
+    """An entry of a state dict of Keras with the axes of its kernel as PyTorch has them."""
+    return value.transpose(3, 2, 0, 1) if entry.get("layout") == "hwio->oihw" else value
 
 
 def check_gradients(

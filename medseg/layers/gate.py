@@ -21,6 +21,8 @@ class AttentionGate(nn.Module):
     Args:
         channels: width of both maps and of the output.
         variant: "msan1", "msan2" or "msan3".
+        bounded: takes log(1 + score) to the sigmoid instead of the score, whose degree is up to 8:
+            the gate is (1 + score) / (2 + score) and keeps a gradient where the plain one is 1.
 
     Raises:
         ValueError: ``variant`` is unknown or ``channels`` below 1; in forward, a map is odd or too
@@ -29,13 +31,13 @@ class AttentionGate(nn.Module):
     Source: Pal and Mj, "Improving multi-scale attention networks", Imaging Science Journal 2023.
     """
 
-    def __init__(self, channels: int, variant: str = "msan1") -> None:
+    def __init__(self, channels: int, variant: str = "msan1", bounded: bool = False) -> None:
         super().__init__()
         if variant not in SMALLEST:
             raise ValueError(f"variant must be one of {', '.join(SMALLEST)}, got {variant!r}")
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
-        self.channels, self.variant = channels, variant
+        self.channels, self.variant, self.bounded = channels, variant, bounded
         if variant == "msan1":
             self.dec, self.skip = _Branch(channels), _Branch(channels)
             self.out = _conv(channels, 3)
@@ -56,15 +58,15 @@ class AttentionGate(nn.Module):
                 f"{self.variant} needs H and W even and at least {least}, got {tuple(d.shape)}"
             )
         if self.variant == "msan1":
-            gate = _sigmoid(self.dec(d) * self.skip(k), d)
+            gate = self._sigmoid(self.dec(d) * self.skip(k), d)
             return self.out(F.pad(F.interpolate(gate, scale_factor=2), (5, 5, 5, 5)))
         if self.variant == "msan2":
             score = sum(F.max_pool2d(_wide(u), 3, 2) for u in self._chain("dec", d))
-            gate = F.interpolate(_sigmoid(score, d), scale_factor=2)  # pyright: ignore
+            gate = F.interpolate(self._sigmoid(score, d), scale_factor=2)  # pyright: ignore
             return F.pad(gate, (1, 1, 1, 1)) * k
         pairs = zip(self._chain("dec", d), self._chain("skip", k), strict=True)
         score = sum(_wide(F.max_pool2d(u, 2)) * _wide(F.max_pool2d(v, 2)) for u, v in pairs)
-        return F.interpolate(_sigmoid(score, d), scale_factor=2) * d  # pyright: ignore
+        return F.interpolate(self._sigmoid(score, d), scale_factor=2) * d  # pyright: ignore
 
     def _chain(self, side: str, x: Tensor) -> list[Tensor]:
         found = []
@@ -73,8 +75,11 @@ class AttentionGate(nn.Module):
             found.append(x)
         return found
 
+    def _sigmoid(self, score: Tensor, like: Tensor) -> Tensor:
+        return (score.log1p() if self.bounded else score).sigmoid().to(like.dtype)
+
     def extra_repr(self) -> str:
-        return f"variant={self.variant!r}"
+        return f"variant={self.variant!r}, bounded={self.bounded}"
 
 
 class _Branch(nn.Module):
@@ -104,9 +109,9 @@ class MinPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W); returns (N, C, H // 2, W // 2)."""
         zero = x == 0
-        least = -F.max_pool2d(-x.masked_fill(zero, torch.inf), 2)
-        empty = F.max_pool2d((~zero).to(x.dtype), 2) == 0
-        return least.masked_fill(empty, 0)
+        least = -F.max_pool2d(torch.where(zero, -torch.inf, -x), 2)
+        found = F.max_pool2d(torch.where(zero, 0.0, 1.0), 2) > 0
+        return torch.where(found, least, 0.0)
 
 
 class _Corner(nn.Conv2d):
@@ -137,7 +142,3 @@ def _pooled_relu(x: Tensor) -> Tensor:
 def _wide(x: Tensor) -> Tensor:
     """Float32 at least: the products that the gates are made of leave the range of float16."""
     return x if x.dtype is torch.float64 else x.float()
-
-
-def _sigmoid(score: Tensor, like: Tensor) -> Tensor:
-    return score.sigmoid().to(like.dtype)

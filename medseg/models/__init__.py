@@ -2,6 +2,7 @@
 
 from .dpsau2_net import DPSAU2Net
 from .dra_net import DRANet
+from .drrmsan import DRRMSAN
 from .e_du import EDU
 from .fold import fuse_conv_bn
 from .hpddrnet import HPDDRNet
@@ -10,6 +11,7 @@ from .registry import create_model, list_models, register
 from .weights import load_weights
 
 __all__ = [
+    "DRRMSAN",
     "EDU",
     "DPSAU2Net",
     "DRANet",

@@ -1,5 +1,6 @@
 """Building blocks that several networks share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,3 +59,26 @@ def resize(x: Tensor, size: Tensor | tuple[int, int]) -> Tensor:
     if x.shape[2] == height and x.shape[3] == width:
         return x
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+
+
+def enlarged_conv(x: Tensor, weight: Tensor, bias: Tensor | None, scale: int) -> Tensor:
+    """conv2d(nearest(x, scale), weight, bias, padding=1), computed at the size of x.
+
+    In an enlarged row, the first and the last of each ``scale`` pixels see two of x, those between
+    see one: 3 kinds of rows times 3 of columns, whose kernels are sums of the 3x3 taps.
+    """
+    kinds = _seen(_seen(weight, -1), -2).flatten(0, 2)  # (classes * 9, C, 3, 3)
+    bias = None if bias is None else bias.repeat_interleave(9)
+    y = F.conv2d(x, kinds, bias, padding=1).unflatten(1, (-1, 3, 3))
+    for dim in (2, 3):
+        first, inner, last = y.split(1, dim)
+        y = torch.cat((first, *[inner] * (scale - 2), last), dim)
+    return F.pixel_shuffle(y.flatten(1, 3), scale)
+
+
+def _seen(weight: Tensor, dim: int) -> Tensor:
+    """Kernels of the first, inner and last pixels along ``dim``, stacked behind the first axis."""
+    a, b, c = weight.unbind(dim)
+    zero = torch.zeros_like(a)
+    kinds = ((a, b + c, zero), (zero, a + b + c, zero), (zero, a + b, c))
+    return torch.stack([torch.stack(taps, dim) for taps in kinds], 1)

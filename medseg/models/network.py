@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,8 +90,8 @@ class Network(nn.Module):
         return state
 
     @classmethod
-    def made_with(cls, state: dict[str, Tensor]) -> dict[str, int]:
-        """The options that a state dict of this class shows in its shapes."""
+    def made_with(cls, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The options that a state dict of this class shows in its names and shapes."""
         return {}
 
 

@@ -14,6 +14,7 @@ from medseg.kernels.triplet.reference import z_pool_gate
 from medseg.layers import PositionAttention
 from medseg.models import dpsau2_net, dra_net, hpddrnet
 from medseg.models.ddr import DAPPM
+from medseg.models.drrmsan import mixed
 
 GATES = ("ChannelGateH.spatial", "ChannelGateW.spatial", "SpatialGate.spatial")
 NAMES = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
@@ -26,6 +27,17 @@ def build(name):
 def rename(clean_name, dead):
     """The authors' names in ours, None for what their network never runs."""
     return lambda key: None if re.match(dead, key) else clean_name(key)
+
+
+def drrmsan(variant):
+    def build(alphas):
+        return create_model("drrmsan", attention=variant, alphas=alphas)
+
+    def forward(model, x):
+        maps = model.maps(x)
+        return [z.sigmoid() for z in (*maps, mixed(maps, model.alphas))]
+
+    return {"build": build, "forward": forward}
 
 
 def eca(inputs, weights, mode):
@@ -74,6 +86,7 @@ CANDIDATES = {
         "rename": rename(dpsau2_net.clean_name, dpsau2_net.DEAD),
     },
 }
+CANDIDATES |= {f"drrmsan_{variant}": drrmsan(variant) for variant in ("msan1", "msan2", "msan3")}
 CANDIDATES |= {
     f"ops/eca_{case}": {"fn": eca}
     for case in ("k3_nobias", "k5_nobias", "k3_bias_dra", "k3_bias_c7_logits_dra", "k3_hpddr")
