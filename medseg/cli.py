@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from .config import did_you_mean
 from .startup import settle
 
-VERBS = {"train": "train a network on a folder of images and masks, and write a report"}
+VERBS = {
+    "train": "train a network on a folder of images and masks, and write a report",
+    "models": "list the networks with their size, cost and origin",
+}
+_MODULES = {"models": "models.__main__"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     settle()
-    return importlib.import_module(f".{verb}", __package__).main(words[1:])
+    return importlib.import_module(f".{_MODULES.get(verb, verb)}", __package__).main(words[1:])
 
 
 def _usage() -> str:

@@ -175,7 +175,7 @@ def test_whole_model_of_old_pytorch(model, whole):
 
 def test_no_code_is_run_in_a_whole_model(model, whole, tmp_path):
     held = Gone()
-    held.harm = Harm(tmp_path)
+    held.__dict__["harm"] = Harm(tmp_path)
     for unsafe in (False, True):
         path, _ = whole(held)
         refused(model, path, unsafe=unsafe)
