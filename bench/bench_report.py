@@ -23,8 +23,17 @@ def rows():
     return found
 
 
+def model_rows():
+    about = {"case": "model-x-training", "kind": "model", "model": "x", "step": "training"}
+    about |= {"shape": [2, 3, 64, 64], "p20_ms": 1.0, "p80_ms": 1.0, "peak_MB": 3.0}
+    plain = about | {"contender": "reference", "median_ms": 30.0}
+    ours = about | {"contender": "fused_bf16", "median_ms": 12.0, "vs_reference": 2.5}
+    return [plain, ours | {"vs_compile": 1.5}]
+
+
 def bench_page(rows, tmp_path, benchmark):
     half = len(rows) // 2
+    rows = rows + model_rows()
     write(rows, {}, tmp_path)
     path = write(rows[:half], {"rival": "rival is <not> here"}, tmp_path)
     report = json.loads(path.read_text())
@@ -32,6 +41,13 @@ def bench_page(rows, tmp_path, benchmark):
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
     page = benchmark.pedantic(render, (report,), rounds=1)
     assert tuple(rows[0]["shape"]) == LARGE
-    for words in ("Roofline", "of copy speed", rows[0]["case"].split("-")[0], "&lt;not&gt;"):
+    for words in (
+        "bfloat16, channels_last</td><td>12.00 ms",
+        "2.50 x",
+        "Roofline",
+        "of copy speed",
+        rows[0]["case"].split("-")[0],
+        "&lt;not&gt;",
+    ):
         assert words in page
     assert not re.search(r"https?:|src=|@import|<link|<script", page)

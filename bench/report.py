@@ -17,6 +17,11 @@ from bench.charts import KINDS, Rows, ratios, roofline
 from bench.results import FOLDER, FUSED, YARDSTICKS
 
 SHORT = {"nchw": "NCHW", "channels_last": "channels_last"}
+FORMS = {  # of whole networks, by contender
+    "fused": "float32",
+    "fused_cl": "float32, channels_last, batch norms folded",
+    "fused_bf16": "bfloat16, channels_last",
+}
 GOALS = {"clones": "clones, at most", "saved": "% of x kept, at most", "share": "% of the floor"}
 
 
@@ -166,7 +171,9 @@ def _pictures(report: dict[str, Any], contests: list[Contest]) -> dict[str, Any]
 
 
 def _model(group: Rows) -> dict[str, Any]:
-    return {"first": group[0], "rows": {r["contender"]: r for r in group}}
+    rows = {r["contender"]: r for r in group}
+    ours = [(form, rows[key]) for key, form in FORMS.items() if key in rows]
+    return {"first": group[0], "rows": rows, "ours": ours}
 
 
 def _host(group: Rows) -> dict[str, Any]:
