@@ -72,10 +72,15 @@ class SplitAttention(nn.Module):
         """x: (N, in_channels, H, W); returns (N, channels, H', W')."""
         x = self.conv(x)
         if not _is_plain(self.bn1) or self.bn1.weight.dtype is not self.fc1.weight.dtype:
-            return self._plain(self.bn0(x).relu())
+            return self._plain(self._active(x))
         if torch.is_grad_enabled() or not _is_plain(self.bn0) or self.bn0.training:
-            return self._fused(self.bn0(x).relu())
+            return self._fused(self._active(x))
         return self._fused(x, *_scale_and_shift(self.bn0))
+
+    def _active(self, x: Tensor) -> Tensor:
+        return F.relu(
+            self.bn0(x), inplace=True
+        )  # neither a norm nor a convolution needs its output
 
     def _fused(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         norm = self.bn1

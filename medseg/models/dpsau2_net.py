@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import SplitAttention
 
-from .blocks import ConvNorm, resize
+from .blocks import ConvNorm, max_pool, resize
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -104,7 +104,7 @@ class DPSAU2Net(Network):
         size, skips, sides = (x.shape[2], x.shape[3]), [], []
         for n in range(1, self.depth):
             skips.append(self.get_submodule(f"enc{n}")(x))
-            x = self.get_submodule(f"enc_sa{n}")(_pool(skips[-1]))
+            x = self.get_submodule(f"enc_sa{n}")(max_pool(skips[-1]))
         x = self.get_submodule(f"enc{self.depth}")(x)
         sides.append(self.side[str(self.depth)](x))
         for n in range(self.depth - 1, 0, -1):
@@ -200,7 +200,7 @@ class Stage(nn.Module):
         x = y = self.pw(_add(self.dw(x), x))
         skips = []
         for k in range(1, self.levels):
-            y = self.down[str(k)](_pool(y) if self.pools and k > 1 else y)
+            y = self.down[str(k)](max_pool(y) if self.pools and k > 1 else y)
             skips.append(y)
         y = self.down[str(self.levels)](y)
         for k in range(self.levels - 1, 0, -1):
@@ -222,11 +222,6 @@ class AttentionBlock(nn.Module):
         """x: (N, channels, H, W); returns the same shape."""
         y = self.expand(self.split(self.reduce(x)))
         return F.relu(y.add_(x), inplace=True)  # nothing keeps the output of a batch norm
-
-
-def _pool(x: Tensor) -> Tensor:
-    """The maximum of 2x2 pixels, or of what there is of them at an odd edge."""
-    return F.max_pool2d(x, 2, ceil_mode=True)
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:
