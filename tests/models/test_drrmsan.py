@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_golden(case, backend, dtype, published):
     assert not left.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in left.missing_keys)
     model.alphas = tuple(meta["build"]["alphas"])
-    x = torch.from_numpy(arrays["x"]).to(device, dtype).requires_grad_()
+    x: Any = torch.from_numpy(arrays["x"]).to(device, dtype).requires_grad_()
     with use_backend(backend), torch.backends.cudnn.flags(allow_tf32=False):
         outs = probabilities(model, x)
         total = torch.zeros((), dtype=dtype, device=device)
@@ -110,7 +111,7 @@ def test_size_is_the_published_one(published, variant, trainable, statistics):
     assert (own, kept) == (trainable, statistics)
 
 
-def small(**options):
+def small(**options) -> Any:
     torch.manual_seed(0)
     return create_model("drrmsan_s", **{"width": 4, **options})
 
@@ -135,7 +136,7 @@ def test_four_maps_and_their_mixture(attention, size):
 def test_mixture(alphas):
     maps = torch.randn(4, 2, 1, 5, 7, dtype=torch.float64, requires_grad=True)
     got = mixed(list(maps), alphas)
-    p = sum(a * z.sigmoid() for a, z in zip(alphas, maps, strict=True))
+    p = torch.stack([a * z.sigmoid() for a, z in zip(alphas, maps, strict=True)]).sum(0)
     torch.testing.assert_close(got, torch.logit(p))
     grads = [torch.autograd.grad(out.sum(), maps)[0] for out in (got, torch.logit(p))]
     torch.testing.assert_close(*grads)
@@ -143,7 +144,9 @@ def test_mixture(alphas):
 
 def test_mixture_far_from_zero():
     """Where all maps are sure, probabilities have lost in float32 what logits still say."""
-    maps = [torch.full((1, 1, 1, 1), z).requires_grad_() for z in (60.0, 62.0, 64.0, 66.0)]
+    maps: list[Any] = [
+        torch.full((1, 1, 1, 1), z).requires_grad_() for z in (60.0, 62.0, 64.0, 66.0)
+    ]
     out = mixed(maps, (0.25,) * 4)
     out.backward()
     assert 60 < out.item() < 62
