@@ -296,13 +296,13 @@ def test_export(model):
 
 
 def test_compile(model):
-    """One graph, forward and backward; the code that inductor makes is left to the layers."""
+    """One graph in training and one in eval mode; what compilers make of it is left to the ops."""
     other = copy.deepcopy(model.to(torch.float64))
     x = image(model, dtype=torch.float64)
     out = backward(model, x)
-    compiled = backward(torch.compile(other, fullgraph=True, backend="aot_eager"), x)
+    compiled = backward(torch.compile(other, fullgraph=True, backend="eager"), x)
     for a, b in zip(compiled, out, strict=True):
-        assert float((a - b).abs().max()) <= 1e-6 * float(b.abs().max())
+        assert float((a - b).abs().max()) <= 1e-9 * float(b.abs().max())
     assert_same(model, other, 1e-6)
     with torch.no_grad():
         seen = torch.compile(other.eval(), fullgraph=True, backend="eager")(x)
