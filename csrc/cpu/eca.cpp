@@ -33,16 +33,22 @@ void backward(const EcaBackward& a) {
   }
 }
 
+// Bytes: dz (n, c), then the lines of every thread.
+template <class T>
+int64_t scratch(const EcaShape& s) {
+  using A = Acc<T>;
+  const int64_t lines = s.channels_last ? s.threads * lines_bytes<A>(s) : 0;
+  return round_up(s.n * s.c * int64_t(sizeof(A)), 64) + lines;
+}
+
 }  // namespace
 
-void eca_forward(int dtype, const EcaForward& a) { MEDSEG_DISPATCH(dtype, forward, a) }
-void eca_backward(int dtype, const EcaBackward& a){MEDSEG_DISPATCH(dtype, backward, a)}
+void eca_forward(int dtype, const EcaForward& a) { MEDSEG_DISPATCH(eca_forward, forward, dtype, a) }
+void eca_backward(int dtype,
+                  const EcaBackward& a){MEDSEG_DISPATCH(eca_backward, backward, dtype, a)}
 
-// Bytes: dz (n, c), then the lines of every thread.
 int64_t eca_scratch(int dtype, const EcaShape& s) {
-  const int64_t size = dtype == kFloat64 ? 8 : 4;
-  const int64_t lines = dtype == kFloat64 ? lines_bytes<double>(s) : lines_bytes<float>(s);
-  return round_up(s.n * s.c * size, 64) + (s.channels_last ? s.threads * lines : 0);
+  MEDSEG_DISPATCH(eca_scratch, scratch, dtype, s)
 }
 
 }  // namespace MEDSEG_ISA

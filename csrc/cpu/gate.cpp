@@ -111,8 +111,12 @@ void backward(const GateBackward& f) {
 
 }  // namespace
 
-void gate_forward(int dtype, const GateForward& f) { MEDSEG_DISPATCH(dtype, forward, f) }
-void gate_backward(int dtype, const GateBackward& f) { MEDSEG_DISPATCH(dtype, backward, f) }
+void gate_forward(int dtype, const GateForward& f) {
+  MEDSEG_DISPATCH(gate_forward, forward, dtype, f)
+}
+void gate_backward(int dtype, const GateBackward& f) {
+  MEDSEG_DISPATCH(gate_backward, backward, dtype, f)
+}
 
 }  // namespace MEDSEG_ISA
 }  // namespace medseg

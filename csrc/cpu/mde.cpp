@@ -88,12 +88,17 @@ void filter(const MdeCall& a) {
   by_pixels<Acc<T>>(a.shape) ? by_radius<T, PixelWalk>(a) : by_radius<T, LineWalk>(a);
 }
 
+template <class T>
+int64_t scratch(const MdeShape& s) {
+  return Plan<Acc<T>>(s).bytes(s);
+}
+
 }  // namespace
 
-void mde(int dtype, const MdeCall& a){MEDSEG_DISPATCH(dtype, filter, a)}
+void mde(int dtype, const MdeCall& a){MEDSEG_DISPATCH(mde, filter, dtype, a)}
 
 int64_t mde_scratch(int dtype, const MdeShape& s) {
-  return dtype == kFloat64 ? Plan<double>(s).bytes(s) : Plan<float>(s).bytes(s);
+  MEDSEG_DISPATCH(mde_scratch, scratch, dtype, s)
 }
 
 }  // namespace MEDSEG_ISA

@@ -118,87 +118,81 @@ MEDSEG_INLINE void write(void* p, V v) {
   __builtin_memcpy(p, &v, sizeof(V));
 }
 
-MEDSEG_INLINE float half_to_float(uint16_t h) {
-#if defined(__F16C__)
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+// Half types as they lie in memory, and as floats.
+MEDSEG_INLINE Vec<float> widen(BFloat16, U16 v) {
+  return (Vec<float>)(__builtin_convertvector(v, U32) << 16);
+}
+MEDSEG_INLINE Vec<float> widen(Float16, U16 v) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)v);
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)v);
 #else
   // Shift exponent and mantissa into place, then scale by 2^112: denormals come out right.
-  uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13;
-  float f;
-  __builtin_memcpy(&f, &magnitude, 4);
-  f *= 0x1p112f;
-  uint32_t bits;
-  __builtin_memcpy(&bits, &f, 4);
-  if ((h & 0x7c00) == 0x7c00) bits = magnitude | 0x7f800000u;
-  bits |= static_cast<uint32_t>(h & 0x8000) << 16;
-  __builtin_memcpy(&f, &bits, 4);
-  return f;
+  const U32 half = __builtin_convertvector(v, U32);
+  const U32 shifted = (half & 0x7fffu) << 13;
+  const U32 finite = (U32)((Vec<float>)shifted * 0x1p112f);
+  const U32 magnitude = (half & 0x7c00u) == 0x7c00u ? shifted | 0x7f800000u : finite;
+  return (Vec<float>)(magnitude | (half & 0x8000u) << 16);
 #endif
 }
-
-MEDSEG_INLINE uint16_t float_to_half(float f) {
-#if defined(__F16C__)
-  return static_cast<uint16_t>(
-      _mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(f), _MM_FROUND_TO_NEAREST_INT)));
-#else
-  uint32_t bits;
-  __builtin_memcpy(&bits, &f, 4);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity
-  if (bits < 0x38800000u) {  // a half denormal: let the float adder round it
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;
-    __builtin_memcpy(&bits, &magnitude, 4);
-    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
-  }
-  bits += 0xfffu + ((bits >> 13) & 1u) - (112u << 23);
-  return static_cast<uint16_t>(sign | (bits >> 13));
-#endif
-}
-
-// load<T>: Lanes<Acc<T>>::count elements, widened.
-MEDSEG_INLINE Vec<float> load(const float* p) { return read<Vec<float>>(p); }
-MEDSEG_INLINE Vec<double> load(const double* p) { return read<Vec<double>>(p); }
-MEDSEG_INLINE Vec<float> load(const BFloat16* p) {
-  const U32 wide = __builtin_convertvector(read<U16>(p), U32) << 16;
-  return (Vec<float>)wide;
-}
-MEDSEG_INLINE Vec<float> load(const Float16* p) {
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__)
-  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  Vec<float> v;
-  for (int i = 0; i < Lanes<float>::count; ++i) v[i] = half_to_float(p[i].bits);
-  return v;
-#endif
-}
-
-MEDSEG_INLINE void store(float* p, Vec<float> v) { write(p, v); }
-MEDSEG_INLINE void store(double* p, Vec<double> v) { write(p, v); }
-MEDSEG_INLINE void store(BFloat16* p, Vec<float> v) {
+MEDSEG_INLINE U16 narrow(BFloat16, Vec<float> v) {
   const U32 bits = (U32)v;
   const U32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const U32 nan = (bits >> 16) | 0x40u;  // keep a NaN a NaN: its low bits may be all it has
-  write(p, __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, U16));
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, U16);
 }
-MEDSEG_INLINE void store(Float16* p, Vec<float> v) {
+MEDSEG_INLINE U16 narrow(Float16, Vec<float> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  return (U16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  return (U16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int i = 0; i < Lanes<float>::count; ++i) p[i].bits = float_to_half(v[i]);
+  const U32 sign = (U32)v >> 16 & 0x8000u, bits = (U32)v & 0x7fffffffu;
+  const U32 normal = (bits + 0xfffu + (bits >> 13 & 1u) - (112u << 23)) >> 13;
+  const U32 denormal = (U32)((Vec<float>)bits + 0.5f) - 0x3f000000u;  // the adder rounds it
+  U32 half = bits < 0x38800000u ? denormal : normal;
+  half = bits >= 0x477ff000u ? U32{} + 0x7c00u : half;  // rounds to infinity
+  half = bits > 0x7f800000u ? U32{} + 0x7e00u : half;
+  return __builtin_convertvector(sign | half, U16);
 #endif
 }
 
-// The first `count` elements; the other lanes are zero, and are not stored.
+// Lanes<Acc<T>>::count elements, widened.
+template <class T>
+MEDSEG_INLINE Vec<Acc<T>> load(const T* p) {
+  if constexpr (sizeof(T) == 2)
+    return widen(T{}, read<U16>(p));
+  else
+    return read<Vec<T>>(p);
+}
+template <class T>
+MEDSEG_INLINE void store(T* p, Vec<Acc<T>> v) {
+  if constexpr (sizeof(T) == 2)
+    write(p, narrow(T{}, v));
+  else
+    write(p, v);
+}
+
+// The first `count` elements, fewer than all; the other lanes are zero, and are not stored.
+#if defined(__AVX512F__)
+template <class T>
+MEDSEG_INLINE Vec<float> load_part(const T* p, int64_t count) {
+  const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 2)
+    return widen(T{}, (U16)_mm256_maskz_loadu_epi16(lanes, p));
+  else
+    return (Vec<float>)_mm512_maskz_loadu_ps(lanes, p);
+}
+template <class T>
+MEDSEG_INLINE void store_part(T* p, Vec<float> v, int64_t count) {
+  const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (sizeof(T) == 2)
+    _mm256_mask_storeu_epi16(p, lanes, (__m256i)narrow(T{}, v));
+  else
+    _mm512_mask_storeu_ps(p, lanes, (__m512)v);
+}
+#else
 template <class T>
 MEDSEG_INLINE Vec<Acc<T>> load_part(const T* p, int64_t count) {
   T line[Lanes<Acc<T>>::count] = {};
@@ -211,6 +205,7 @@ MEDSEG_INLINE void store_part(T* p, Vec<Acc<T>> v, int64_t count) {
   store(line, v);
   for (int64_t i = 0; i < count; ++i) p[i] = line[i];
 }
+#endif
 
 template <class A>
 MEDSEG_INLINE A sum_lanes(Vec<A> v) {
@@ -277,17 +272,25 @@ MEDSEG_INLINE int64_t round_up(int64_t value, int64_t step) {
 MEDSEG_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 MEDSEG_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Calls body(T{}) with the element type that the dtype code names.
-#define MEDSEG_DISPATCH(dtype, function, ...) \
-  switch (dtype) {                            \
-    case kFloat32:                            \
-      return function<float>(__VA_ARGS__);    \
-    case kFloat64:                            \
-      return function<double>(__VA_ARGS__);   \
-    case kBFloat16:                           \
-      return function<BFloat16>(__VA_ARGS__); \
-    default:                                  \
-      return function<Float16>(__VA_ARGS__);  \
+#define MEDSEG_STRING(name) #name
+#define MEDSEG_NAME(name) MEDSEG_STRING(name)
+// float64 proves the formulas (gradcheck): it is compiled once, and the baseline serves all.
+constexpr bool kHasFloat64 = MEDSEG_NAME(MEDSEG_ISA)[0] == 'b';
+
+// The body of `entry`: function<T> for the element type T that the dtype code names.
+#define MEDSEG_DISPATCH(entry, function, dtype, ...)                \
+  switch (dtype) {                                                  \
+    case kFloat32:                                                  \
+      return function<float>(__VA_ARGS__);                          \
+    case kBFloat16:                                                 \
+      return function<BFloat16>(__VA_ARGS__);                       \
+    case kFloat16:                                                  \
+      return function<Float16>(__VA_ARGS__);                        \
+    default:                                                        \
+      if constexpr (kHasFloat64)                                    \
+        return function<double>(__VA_ARGS__);                       \
+      else                                                          \
+        return medseg::baseline::kernels.entry(dtype, __VA_ARGS__); \
   }
 
 }  // namespace MEDSEG_ISA

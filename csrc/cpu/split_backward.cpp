@@ -182,20 +182,20 @@ void backward(const SplitBackward& a) {
   }
 }
 
+template <class T>
+int64_t scratch(const SplitShape& s, bool /*backward*/) {
+  Arena arena{nullptr};
+  Work<Acc<T>>(s, arena, s.threads - 1);
+  return arena.used;
+}
+
 }  // namespace
 
-void split_backward(int dtype, const SplitBackward& a){MEDSEG_DISPATCH(dtype, backward, a)}
+void split_backward(int dtype,
+                    const SplitBackward& a){MEDSEG_DISPATCH(split_backward, backward, dtype, a)}
 
-int64_t split_forward_scratch(int dtype, const SplitShape& s);
-
-int64_t split_scratch(int dtype, const SplitShape& s, bool backward) {
-  if (!backward) return split_forward_scratch(dtype, s);
-  Arena arena{nullptr};
-  if (dtype == kFloat64)
-    Work<double>(s, arena, s.threads - 1);
-  else
-    Work<float>(s, arena, s.threads - 1);
-  return arena.used;
+int64_t split_backward_scratch(int dtype, const SplitShape& s) {
+  MEDSEG_DISPATCH(split_scratch, scratch, dtype, s, true)
 }
 
 }  // namespace MEDSEG_ISA

@@ -151,17 +151,23 @@ void forward(const SplitForward& a) {
   Forward<T>{a, a.shape, static_cast<const A*>(a.scale), static_cast<const A*>(a.shift)}.run();
 }
 
+template <class T>
+int64_t scratch(const SplitShape& s, bool /*backward*/) {
+  Arena arena{nullptr};
+  Work<Acc<T>>(s, arena, s.threads - 1);
+  return arena.used;
+}
+
 }  // namespace
 
-void split_forward(int dtype, const SplitForward& a){MEDSEG_DISPATCH(dtype, forward, a)}
+void split_forward(int dtype,
+                   const SplitForward& a){MEDSEG_DISPATCH(split_forward, forward, dtype, a)}
 
-int64_t split_forward_scratch(int dtype, const SplitShape& s) {
-  Arena arena{nullptr};
-  if (dtype == kFloat64)
-    Work<double>(s, arena, s.threads - 1);
-  else
-    Work<float>(s, arena, s.threads - 1);
-  return arena.used;
+int64_t split_backward_scratch(int dtype, const SplitShape& s);
+
+int64_t split_scratch(int dtype, const SplitShape& s, bool backward) {
+  if (backward) return split_backward_scratch(dtype, s);
+  MEDSEG_DISPATCH(split_scratch, scratch, dtype, s, false)
 }
 
 }  // namespace MEDSEG_ISA

@@ -18,8 +18,6 @@ void split_forward(int dtype, const SplitForward& a);
 void split_backward(int dtype, const SplitBackward& a);
 int64_t split_scratch(int dtype, const SplitShape& s, bool backward);
 
-#define MEDSEG_STRING(name) #name
-#define MEDSEG_NAME(name) MEDSEG_STRING(name)
 extern const Kernels kernels = {MEDSEG_NAME(MEDSEG_ISA),
                                 eca_forward,
                                 eca_backward,

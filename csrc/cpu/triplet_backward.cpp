@@ -278,15 +278,19 @@ void backward(const TripletBackward& a) {
   steps.collect();
 }
 
+template <class T>
+int64_t scratch(const TripletShape& s, bool /*backward*/) {
+  return lay_out<Acc<T>>(s, nullptr).bytes;
+}
+
 }  // namespace
 }  // namespace triplet
 
-void triplet_backward(int dtype,
-                      const TripletBackward& a){MEDSEG_DISPATCH(dtype, triplet::backward, a)}
+void triplet_backward(int dtype, const TripletBackward& a){
+    MEDSEG_DISPATCH(triplet_backward, triplet::backward, dtype, a)}
 
 int64_t triplet_backward_scratch(int dtype, const TripletShape& s) {
-  return dtype == kFloat64 ? triplet::lay_out<double>(s, nullptr).bytes
-                           : triplet::lay_out<float>(s, nullptr).bytes;
+  MEDSEG_DISPATCH(triplet_scratch, triplet::scratch, dtype, s, true)
 }
 
 }  // namespace MEDSEG_ISA

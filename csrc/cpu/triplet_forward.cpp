@@ -273,18 +273,22 @@ void forward(const TripletForward& a) {
   }
 }
 
+template <class T>
+int64_t scratch(const TripletShape& s, bool /*backward*/) {
+  return lay_out<Acc<T>>(s, true, nullptr).bytes;
+}
+
 }  // namespace
 }  // namespace triplet
 
-void triplet_forward(int dtype,
-                     const TripletForward& a){MEDSEG_DISPATCH(dtype, triplet::forward, a)}
+void triplet_forward(int dtype, const TripletForward& a){
+    MEDSEG_DISPATCH(triplet_forward, triplet::forward, dtype, a)}
 
 int64_t triplet_backward_scratch(int dtype, const TripletShape& s);
 
 int64_t triplet_scratch(int dtype, const TripletShape& s, bool backward) {
   if (backward) return triplet_backward_scratch(dtype, s);
-  return dtype == kFloat64 ? triplet::lay_out<double>(s, true, nullptr).bytes
-                           : triplet::lay_out<float>(s, true, nullptr).bytes;
+  MEDSEG_DISPATCH(triplet_scratch, triplet::scratch, dtype, s, false)
 }
 
 }  // namespace MEDSEG_ISA
