@@ -193,6 +193,22 @@ void mde_backward(int device, uintptr_t stream, int dtype, const cuda::MdeShape&
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::mde_backward(dtype, args, s); });
 }
 
+// Addresses in the order of GateForward.
+void gate_forward(int device, uintptr_t stream, int dtype, int64_t count,
+                  const std::array<uintptr_t, 5>& given) {
+  const auto at = [&](int i) { return address(given[i]); };
+  const cuda::GateForward args{count, at(0), at(1), at(2), at(3), at(4)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::gate_forward(dtype, args, s); });
+}
+
+// Addresses in the order of GateBackward.
+void gate_backward(int device, uintptr_t stream, int dtype, int64_t count,
+                   const std::array<uintptr_t, 8>& given) {
+  const auto at = [&](int i) { return address(given[i]); };
+  const cuda::GateBackward args{count, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
+  on_stream(device, stream, [&](cudaStream_t s) { return cuda::gate_backward(dtype, args, s); });
+}
+
 py::dict build_info() {
   py::dict info;
   info["cuda"] =
@@ -225,4 +241,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("mde_scratch", cuda::mde_scratch, "Bytes of scratch for learned gains.");
   m.def("mde_forward", mde_forward);
   m.def("mde_backward", mde_backward);
+  m.def("gate_forward", gate_forward);
+  m.def("gate_backward", gate_backward);
 }

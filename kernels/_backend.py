@@ -23,16 +23,13 @@ ORDER = {
     "triplet": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "mde": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "split": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
-    "gate": {"cpu": ("cpu",), "cuda": ("triton",)},
+    "gate": {"cpu": ("cpu",), "cuda": ("triton", "cuda")},
     "position": {"cpu": ("cpu",), "cuda": ("cuda", "triton")},
 }
 
 # Ops whose fast path is PyTorch's own: it answers to every backend of the tensor's device, compiled
-# or not. A network may so name one backend for all its ops, unless MISSING has one of them.
+# or not. A network may so name one backend for all its ops.
 THROUGH_PYTORCH = ("position",)
-
-# What is not written: memory bounds these ops, and Triton reaches it on every GPU.
-MISSING = {("gate", "cuda"): "cuda has no kernels of this op, triton has"}
 
 # Process-wide and plain, so that torch.compile can read and guard it.
 _forced: str | None = os.environ.get("MEDSEG_BACKEND") or None
@@ -104,8 +101,6 @@ def why_not(
         here = "cpu" if backend == "cpu" else "cuda"
         named = {"cpu": "CPU", "cuda": "CUDA"}[here]
         return None if device == here else f"{backend} needs a {named} tensor, got {device}"
-    if (op, backend) in MISSING:
-        return MISSING[op, backend]
     if dtype is torch.float64 and backend != "cpu":
         return f"{backend} computes in float32, so float64 goes through the reference"
     return {"cpu": _why_not_cpu, "cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device)

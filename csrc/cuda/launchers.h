@@ -198,4 +198,21 @@ size_t mde_scratch(const MdeShape& shape);
 cudaError_t mde_forward(int dtype, const MdeForward& args, cudaStream_t stream);
 cudaError_t mde_backward(int dtype, const MdeBackward& args, cudaStream_t stream);
 
+// Maps of `count` elements in one dense layout.
+struct GateForward {
+  int64_t count;
+  const void *a, *b, *c;
+  void *total, *product;
+};
+
+struct GateBackward {
+  int64_t count;
+  const void *grad_total, *grad_product;  // null: zero
+  const void *a, *b, *c;
+  void *grad_a, *grad_b, *grad_c;
+};
+
+cudaError_t gate_forward(int dtype, const GateForward& args, cudaStream_t stream);
+cudaError_t gate_backward(int dtype, const GateBackward& args, cudaStream_t stream);
+
 }  // namespace medseg::cuda

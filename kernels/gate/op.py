@@ -33,7 +33,7 @@ def attention_gate(
     Args:
         a, b, c: maps (N, C, H, W) of one shape, dtype and device, before their activation;
             float16, bfloat16, float32 or float64; any strides.
-        backend: "cpu", "triton" or "reference"; None takes the fastest that can run.
+        backend: "cpu", "cuda", "triton" or "reference"; None takes the fastest that can run.
 
     Returns:
         (total, product), each like ``a``: channels_last if ``a`` is, else contiguous; computed in

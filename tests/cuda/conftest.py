@@ -9,6 +9,7 @@ import torch
 
 from medseg.kernels import _backend
 from medseg.kernels.eca import cuda as eca_cuda
+from medseg.kernels.gate import cuda as gate_cuda
 from medseg.kernels.mde import cuda as mde_cuda
 from medseg.kernels.split import cuda as split_cuda
 from medseg.kernels.triplet import cuda as triplet_cuda
@@ -52,7 +53,7 @@ def emulator(emulator_build, monkeypatch):
     def on_device(x):
         yield 0, 0
 
-    for launchers in (eca_cuda, mde_cuda, split_cuda, triplet_cuda):
+    for launchers in (eca_cuda, gate_cuda, mde_cuda, split_cuda, triplet_cuda):
         monkeypatch.setattr(launchers, "native", lambda name: emulator_build.module)
         monkeypatch.setattr(launchers, "on_device", on_device)
     monkeypatch.setattr(_backend, "_why_not_cuda", lambda device: None)

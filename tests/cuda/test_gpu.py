@@ -23,6 +23,8 @@ from tests.cuda.test_emulated import (
 )
 from tests.cuda.test_emulated_split import CASES
 from tests.kernels.eca_cases import POOLED, check_pool
+from tests.kernels.gate_cases import check as check_gate
+from tests.kernels.gate_cases import triples
 from tests.kernels.mde_cases import KINDS, mde_gains, mde_pair
 from tests.kernels.split_cases import split_pair, split_params
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
@@ -205,6 +207,13 @@ def test_launches(layout):
         grad = torch.ones_like(out)
         _, launched = kernels_of(lambda o=out, g=grad: o.backward(g))
         assert len(launched) == backward, (name, launched)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", (*SHAPES, (2, 64, 128, 128)))
+def test_gate(shape, dtype):
+    for maps in triples(shape, dtype):
+        check_gate([t.cuda() for t in maps], "cuda")
 
 
 def test_more_than_two_to_the_31_elements():

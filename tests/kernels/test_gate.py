@@ -8,39 +8,8 @@ from hypothesis import strategies as st
 
 from medseg.kernels import attention_gate, gate_reference
 from medseg.kernels._backend import why_not
-from tests.kernels.truth import DTYPES, FLOOR, FLOOR_FLOAT32, SHAPES, error, layouts, on_threads
-
-
-def check(maps, backend="cpu"):
-    """The rule of tests/kernels/truth.py for two outputs, and the layout of the first map."""
-
-    def run(fn, tensors, **extra):
-        leaves = [t.detach().requires_grad_() for t in tensors]
-        outs = fn(*leaves, **extra)
-        generator = torch.Generator().manual_seed(0)
-        drawn = [torch.randn(o.shape, generator=generator).to(maps[0].dtype) for o in outs]
-        cotangents = [d.to(o) for d, o in zip(drawn, outs, strict=True)]
-        return [*outs, *torch.autograd.grad(outs, leaves, cotangents)]
-
-    truth = run(gate_reference, [t.double() for t in maps])
-    plain = run(gate_reference, maps)
-    found = run(attention_gate, maps, backend=backend)
-    floor = FLOOR.get(maps[0].dtype, FLOOR_FLOAT32)
-    for i, (t, p, g) in enumerate(zip(truth, plain, found, strict=True)):
-        assert error(g, t) <= (2 if i < 2 else 3) * error(p, t) + floor, i
-        assert g.dtype is p.dtype
-    last = not maps[0].is_contiguous() and maps[0].is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    assert all(o.is_contiguous(memory_format=layout) for o in found)
-
-
-def triples(shape, dtype):
-    """Three maps of one layout, of three layouts, and of none."""
-    plain, last, cut, *_ = layouts(shape, dtype)
-    yield plain, -plain.flip(0), plain.flip(1)
-    yield last, last.flip(0), -last
-    yield plain, last.roll(1), cut.roll(2)
-    yield cut, cut + 1, cut - 1
+from tests.kernels.gate_cases import SPECIAL, check, check_special, triples
+from tests.kernels.truth import DTYPES, SHAPES, on_threads
 
 
 @pytest.mark.usefixtures("every_isa")
@@ -85,21 +54,10 @@ def every_backend():
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
-@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf"), 0.0, -0.0))
-@pytest.mark.parametrize("outputs", ((0,), (1,), (0, 1)), ids=str)
+@SPECIAL
 def test_special_values_and_a_missing_gradient(value, outputs):
-    maps = [torch.rand(1, 2, 5, 7) + 0.1 for _ in "abc"]
-    for i, t in enumerate(maps):
-        t[0, 1, 2, 3 + i] = value
     for backend in every_backend():
-        results = []
-        for run in (gate_reference, lambda *t, b=backend: attention_gate(*t, backend=b)):
-            leaves = [t.clone().requires_grad_() for t in maps]
-            outs = run(*leaves)
-            used = [outs[i] for i in outputs]
-            grads = torch.autograd.grad(used, leaves, [torch.ones_like(o) for o in used])
-            results.append((*outs, *grads))
-        torch.testing.assert_close(results[1], results[0], equal_nan=True)
+        check_special(value, outputs, backend)
 
 
 @pytest.mark.usefixtures("needs_cpu")
@@ -142,9 +100,3 @@ X = torch.ones(1, 2, 3, 4)
 def test_refused(maps, words):
     with pytest.raises(ValueError, match=words):
         attention_gate(*maps)
-
-
-def test_cuda_says_that_triton_has_it():
-    assert why_not("cuda", "gate", "cuda") == "cuda has no kernels of this op, triton has"
-    with pytest.raises(RuntimeError, match="cannot run gate: cuda has no kernels"):
-        attention_gate(X, X, X, backend="cuda")
