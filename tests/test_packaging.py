@@ -154,5 +154,7 @@ def test_each_cpu_source_is_compiled_once_per_instruction_set(setup, monkeypatch
             assert f"{source.stem}.{isa}.o: compile" in text
     assert "-march=native" not in text and "-ffast-math" not in text
     assert text.count("-fno-exceptions") == 1
+    stems = {p.stem for p in (ROOT / "csrc").glob("*/*.c*")}
+    assert stems.issuperset((*setup["LEAN"], *setup["SLOWEST"]))
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "avx" not in setup["cpu_ninja"](tmp_path, tmp_path / "_cpu.so")
