@@ -84,8 +84,8 @@ def eca_attention(
         (float64 for float64). The gradient of the pool goes to the first of equal maxima of summed.
 
     Raises:
-        ValueError: ``x`` is no 4-D float tensor, K is even, ``pool`` is neither 1 nor 2 or the map
-            too small for it, or shapes, dtypes or devices differ.
+        ValueError: ``x`` is no 4-D float tensor or has an empty axis beside N, K is even, ``pool``
+            is neither 1 nor 2 or the map too small for it, or shapes, dtypes or devices differ.
         RuntimeError: ``backend`` was named but cannot run here; the message says why.
 
     Source: Wang et al., "ECA-Net", CVPR 2020, arXiv:1910.03151.
@@ -102,6 +102,8 @@ def _check(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, pool: int
 ) -> None:
     check_map(x)
+    if not x.numel() and 0 in x.shape[1:]:
+        raise ValueError(f"x must have C, H and W of at least 1, got {tuple(x.shape)}")
     if weight.dim() != 1 or weight.shape[0] % 2 == 0:
         raise ValueError(f"weight must be (K,) with K odd, got {tuple(weight.shape)}")
     if bias is not None and bias.shape != (1,):

@@ -248,22 +248,20 @@ def test_launches(emulator, layout):
         assert (forward, backward) == expected
 
 
-@pytest.mark.parametrize("shape", ((0, 3, 4, 5), (2, 3, 0, 5)))
-def test_empty_maps_need_no_launch(emulator, shape):
+def test_empty_batches_need_no_launch(emulator):
     before = emulator.launches()
-    x = torch.empty(shape, requires_grad=True)
+    x = torch.empty((0, 3, 4, 5), requires_grad=True)
     params = [p.requires_grad_() for p in eca_params(3, x.dtype)]
     out = fused_eca(x, *params)
     grads = torch.autograd.grad(out.sum(), [x, *params])
-    assert out.shape == shape and not any(g.any() for g in grads)
-    if 0 not in shape[1:]:
-        out = fused_pooled_eca(x, x, *params)
-        assert out.shape == (0, 3, 2, 2)
-        assert not any(g.any() for g in torch.autograd.grad(out.sum(), [x, *params]))
-        params = [p.requires_grad_() for p in triplet_params(3, 3, x.dtype)]
-        out = fused_triplet(True, 3)(x, *params)
-        grads = torch.autograd.grad(out.sum(), [x, *params])
-        assert out.shape == shape and not any(g.any() for g in grads)
+    assert out.shape == x.shape and not any(g.any() for g in grads)
+    out = fused_pooled_eca(x, x, *params)
+    assert out.shape == (0, 3, 2, 2)
+    assert not any(g.any() for g in torch.autograd.grad(out.sum(), [x, *params]))
+    params = [p.requires_grad_() for p in triplet_params(3, 3, x.dtype)]
+    out = fused_triplet(True, 3)(x, *params)
+    grads = torch.autograd.grad(out.sum(), [x, *params])
+    assert out.shape == x.shape and not any(g.any() for g in grads)
     assert emulator.launches() == before
 
 

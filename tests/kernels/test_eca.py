@@ -226,6 +226,13 @@ def test_refused(x, weight, bias, words):
 ONES = torch.ones(1, 2, 4, 4)
 
 
+@pytest.mark.parametrize("backend", (None, "cpu", "cuda", "triton", "reference"))
+@pytest.mark.parametrize("shape", ((2, 3, 0, 5), (2, 3, 5, 0), (2, 0, 4, 5), (0, 3, 4, 0)), ids=str)
+def test_maps_without_pixels_are_refused_by_every_backend(shape, backend):
+    with pytest.raises(ValueError, match="x must have C, H and W of at least 1, got"):
+        eca_attention(torch.empty(shape), torch.ones(3), backend=backend)
+
+
 @pytest.mark.parametrize(
     ("x", "options", "words"),
     [
