@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .blocks import Deconv
+
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -115,7 +117,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
 
 
 def _can_fold(module: Any) -> bool:
-    if type(module) in _DECONVS:
+    if type(module) in (*_DECONVS, Deconv):
         return module.groups == 1
     if isinstance(module, _NORMS):
         plain = any(type(module).forward is norm.forward for norm in _NORMS)
@@ -134,7 +136,7 @@ def _fold(conv: Any, norm: Any) -> None:
     shift = shift * scale
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    axis = 1 if type(conv) in _DECONVS else 0
+    axis = 1 if isinstance(conv, _DECONVS) else 0
     shape = [-1 if i == axis else 1 for i in range(conv.weight.dim())]
     dtype = conv.weight.dtype
     weight = (conv.weight.double() * scale.view(shape)).to(dtype)
