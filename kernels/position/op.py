@@ -19,7 +19,7 @@ lib.define(
     tags=TAGS,
 )
 lib.define(
-    "position_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
+    "position_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor? out, "
     "Tensor saved, Tensor? seed, float scale, float dropout, str backend) "
     "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
     tags=TAGS,
@@ -138,7 +138,7 @@ def _forward(
 
 
 def _backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, saved: Tensor,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor | None, saved: Tensor,
     seed: Tensor | None, scale: float, dropout: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     with without_autocast(query):
@@ -154,7 +154,7 @@ def _fake(
 
 
 def _fake_backward(
-    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, saved: Tensor,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor | None, saved: Tensor,
     seed: Tensor | None, scale: float, dropout: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
@@ -166,7 +166,8 @@ class _Position(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             out, saved = _position(query, key, value, seed, scale, dropout, backend)
         ctx.scale, ctx.dropout, ctx.backend = scale, dropout, backend
-        ctx.save_for_backward(query, key, value, out, saved, seed)
+        kept = out if attend.needs_output(query, value, dropout) else None
+        ctx.save_for_backward(query, key, value, kept, saved, seed)
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
         return out, saved

@@ -65,9 +65,11 @@ class PositionAttention(nn.Module):
             q, k, v = (_tokens(part(x)) for part in (self.q, self.k, self.v))
             out = _map(position_attention(q, k, v, scale=1.0, dropout=dropout), x)
             return self.gamma.to(out.dtype) * out + x
-        tokens = _tokens(self.conv(x))
-        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
-        return _map(self.o(position_attention(q, k, v, dropout=dropout)), x)
+        tokens = _tokens(self.conv(x)).contiguous()  # once, else each projection copies them
+        out = position_attention(  # whose inputs need no name here that would keep them
+            self.q(tokens), self.k(tokens), self.v(tokens), dropout=dropout
+        )
+        return _map(self.o(out), x)
 
     def extra_repr(self) -> str:
         return f"variant={self.variant!r}, dropout={self.dropout}"

@@ -15,8 +15,9 @@ from medseg.kernels import use_backend
 from medseg.models.ddr import DAPPM
 from medseg.models.hpddrnet import MEAN, STD, HPDDRNet, clean_name
 from tests import golden
+from tests.memory import peak_bytes
 
-from .watch import Ops, peak_bytes
+from .watch import Ops
 
 CASES = ("eval_128x128", "eval_72x104", "train_64x64")
 DEAD = r"backbone\.(ecas|sps)\.2\."
@@ -218,9 +219,18 @@ def test_refuses_options(options, message):
         create_model("hpddrnet", **options)
 
 
+@pytest.fixture
+def two_threads():
+    """Each one more takes its own room in PyTorch's fused attention."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False])
-def test_memory_of_position_attention_at_1024(training):
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_of_position_attention_at_1024(training, two_threads):
     """Both modules on the maps of an image of 1024 x 1024: a tenth of the plain form's peak."""
     torch.manual_seed(0)
     modules = create_model("hpddrnet").train(training).pa

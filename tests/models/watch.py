@@ -1,7 +1,5 @@
 """What the tests of whole networks look at from outside: ops that run, memory kept for backward."""
 
-from typing import Any
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -45,18 +43,3 @@ def kept_bytes(model, run):
         out = run()
     del out
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def peak_bytes(run):
-    """The most that tensors made during ``run()`` held at once, on a CPU."""
-    run()
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    results: Any = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    events = [e for e in results.events() if e.name() == "[memory]"]
-    changes = [(e.start_ns(), e.nbytes()) for e in events]
-    held = most = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        held += change
-        most = max(most, held)
-    return most
