@@ -15,3 +15,13 @@ def same_numbers():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def no_small_position():
+    """Takes small position attention the way that large ones go."""
+    from medseg.kernels.position import op
+
+    before, op.SMALL = op.SMALL, 0
+    yield
+    op.SMALL = before

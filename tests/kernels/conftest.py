@@ -16,16 +16,6 @@ def needs_cpu():
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def no_small_position():
-    """Takes small position attention the way that large ones go."""
-    from medseg.kernels.position import op
-
-    before, op.SMALL = op.SMALL, 0
-    yield
-    op.SMALL = before
-
-
 @pytest.fixture(params=("baseline", "avx2", "avx512"))
 def every_isa(request, needs_cpu):
     """Runs the test with the compiled CPU kernels of each instruction set."""

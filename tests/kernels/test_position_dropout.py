@@ -8,6 +8,8 @@ from medseg.kernels import position_attention, position_reference
 from medseg.kernels.position import attend
 from tests.kernels.position_cases import HALF, dropped, tokens
 
+pytestmark = pytest.mark.usefixtures("no_small_position")
+
 
 def test_dropout_uses_one_mask_in_both_directions(monkeypatch):
     """With v = 1 the output is the weights that stayed, so the mask can be read off it."""

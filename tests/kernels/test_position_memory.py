@@ -8,6 +8,8 @@ from medseg.kernels import position_attention, position_reference
 from tests.kernels.position_cases import tokens
 from tests.memory import largest_allocation
 
+pytestmark = pytest.mark.usefixtures("no_small_position")
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from .watch import Ops, kept_bytes, key
 
 CLASSES = 3
 SMALL = list_models("*_s")
+pytestmark = pytest.mark.usefixtures("no_small_position")
 
 
 @pytest.fixture(scope="module", params=SMALL)
