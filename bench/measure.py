@@ -131,7 +131,7 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         call()
         synchronise()
         return torch.cuda.max_memory_allocated() - before
-    before = keep_pages(0)  # the profiler sees what PyTorch allocates
+    before = keep_pages(0)  # the profiler sees what PyTorch allocates, and no kept page counts
     with torch.profiler.profile(profile_memory=True) as profile:
         kept = call()
     keep_pages(before)

@@ -54,14 +54,8 @@ using Sizes = std::array<int64_t, N>;
 template <size_t N>
 using Addresses = std::array<uintptr_t, N>;
 
-// Never destroyed: tensors made of its pages may outlive the module.
-medseg::Pages& pages() {
-  static auto* all = new medseg::Pages;
-  return *all;
-}
-
 py::object empty_map(int dtype, const Sizes<4>& sizes, bool channels_last) {
-  PyObject* capsule = medseg::map_capsule(&pages(), dtype, sizes, channels_last);
+  PyObject* capsule = medseg::map_capsule(dtype, sizes, channels_last);
   if (!capsule && !PyErr_Occurred()) return py::none();
   if (!capsule) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(capsule);
@@ -270,8 +264,12 @@ PYBIND11_MODULE(_cpu, m) {
       "What this processor can run, fastest first.");
   m.def("set_isa", set_isa, "Uses another of isas(); for tests and measurements.");
   m.def("empty_map", empty_map, "A DLPack capsule of kept or fresh pages, or None.");
-  m.def("keep_pages", [](size_t bytes) { pages().set_limit(bytes); }, "How much is kept at most.");
-  m.def("kept_pages", [] { return pages().held(); }, "Bytes that are kept and in no use.");
+  m.def(
+      "keep_pages", [](size_t bytes) { medseg::Pages::all().set_limit(bytes); },
+      "How much is kept at most.");
+  m.def(
+      "kept_pages", [] { return medseg::Pages::all().held(); },
+      "Bytes that are kept and in no use.");
   m.def("eca_forward", eca_forward);
   m.def("eca_backward", eca_backward);
   m.def("gate_forward", gate_forward);

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <new>
 
 #include "cpu/kernels.h"
 #include "pages.h"
@@ -41,12 +42,10 @@ inline int64_t element_size(int dtype) { return dtype == kFloat64 ? 8 : dtype ==
 struct Map {
   dlpack::Managed managed;
   int64_t shape[4], strides[4];
-  Pages* home;
-  Pages::Block block;
+  Block block;
 
-  Map(int dtype, const std::array<int64_t, 4>& sizes, bool channels_last, Pages* from,
-      Pages::Block pages)
-      : home(from), block(pages) {
+  Map(int dtype, const std::array<int64_t, 4>& sizes, bool channels_last, Block pages)
+      : block(pages) {
     const int order[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};  // densest axis first
     int64_t stride = 1;
     for (const int axis : order[channels_last]) {
@@ -58,26 +57,30 @@ struct Map {
     const auto bits = static_cast<uint8_t>(8 * element_size(dtype));
     managed.tensor = {block.at, dlpack::kCpu, 0, 4, code, bits, 1, shape, strides, 0};
     managed.context = this;
-    managed.deleter = [](dlpack::Managed* m) {  // any thread, with or without the GIL
-      const Map* map = static_cast<Map*>(m->context);
-      map->home->give(map->block);
-      delete map;
-    };
+    managed.deleter = [](dlpack::Managed* m) { delete static_cast<Map*>(m->context); };
   }
+  ~Map() { Pages::all().give(block); }  // any thread, with or without the GIL
+  Map(const Map&) = delete;
+  Map& operator=(const Map&) = delete;
 };
 
 // An uninitialised dense (n, c, h, w) map; nullptr without an exception: there is no memory.
-inline PyObject* map_capsule(Pages* pages, int dtype, const std::array<int64_t, 4>& sizes,
-                             bool channels_last) {
+inline PyObject* map_capsule(int dtype, const std::array<int64_t, 4>& sizes, bool channels_last) {
   const int64_t count = sizes[0] * sizes[1] * sizes[2] * sizes[3];
-  const Pages::Block block = pages->take(static_cast<size_t>(count * element_size(dtype)));
+  const Block block = Pages::all().take(static_cast<size_t>(count * element_size(dtype)));
   if (!block.at) return nullptr;
-  auto* map = new Map(dtype, sizes, channels_last, pages, block);
-  return PyCapsule_New(&map->managed, "dltensor", [](PyObject* capsule) {
-    if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // PyTorch took it over and renamed it
-    auto* m = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, "dltensor"));
+  auto* map = new (std::nothrow) Map(dtype, sizes, channels_last, block);
+  if (!map) {
+    Pages::all().give(block);
+    return PyErr_NoMemory();
+  }
+  PyObject* capsule = PyCapsule_New(&map->managed, "dltensor", [](PyObject* self) {
+    if (!PyCapsule_IsValid(self, "dltensor")) return;  // PyTorch took it over and renamed it
+    auto* m = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(self, "dltensor"));
     m->deleter(m);
   });
+  if (!capsule) delete map;
+  return capsule;
 }
 
 }  // namespace medseg

@@ -7,77 +7,99 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
 namespace medseg {
 
-// Blocks are kept up to a limit of bytes in all, the oldest leave first. A lock that is taken is
-// not waited for (a fork may have copied it taken): the call then goes past what is kept.
+struct Block {
+  void* at;
+  size_t bytes;
+};
+
+// Blocks are kept up to a limit of bytes in all; the oldest leave first, the newest come first.
+// There is one for the process, which is never destroyed: tensors may outlive everything else.
 class Pages {
  public:
-  struct Block {
-    void* at;
-    size_t bytes;
-  };
+  static Pages& all() {
+    static Pages* only = new Pages;
+    return *only;
+  }
 
   // At least `bytes`, aligned to a page, of any content; {nullptr, 0}: there is no memory.
   Block take(size_t bytes) {
-    bytes = rounded(bytes);
-    if (std::unique_lock lock(mutex_, std::try_to_lock); lock) {
-      int best = -1;
-      for (int i = 0; i < static_cast<int>(kept_.size()); ++i) {
+    bytes = (bytes + kGranule - 1) / kGranule * kGranule;
+    {
+      const std::lock_guard lock(mutex_);
+      size_t best = kept_.size();
+      for (size_t i = 0; i < kept_.size(); ++i) {
         const size_t found = kept_[i].bytes;
         if (found >= bytes && found <= bytes + bytes / 4 &&
-            (best < 0 || found <= kept_[best].bytes))
+            (best == kept_.size() || found <= kept_[best].bytes))
           best = i;
       }
-      if (best >= 0) {
+      if (best < kept_.size()) {
         const Block block = kept_[best];
-        kept_.erase(kept_.begin() + best);
+        kept_.erase(kept_.begin() + static_cast<std::ptrdiff_t>(best));
         held_ -= block.bytes;
         return block;
       }
     }
-    return fresh(bytes);
+    Block block = fresh(bytes);
+    if (!block.at) {  // what is kept may be what is missing
+      const std::lock_guard lock(mutex_);
+      shrink(0);
+      block = fresh(bytes);
+    }
+    return block;
   }
 
-  void give(Block block) {
-    std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || block.bytes > limit_) return release(block);
-    while (held_ + block.bytes > limit_) drop_oldest();
-    kept_.push_back(block);
+  void give(Block block) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (block.bytes > limit_ || kept_.size() == kMost) return release(block);
+    shrink(limit_ - block.bytes);
+    kept_.push_back(block);  // never grows: kMost of them were reserved
     held_ += block.bytes;
   }
 
   void set_limit(size_t bytes) {
-    std::unique_lock lock(mutex_);
+    const std::lock_guard lock(mutex_);
     limit_ = bytes;
-    while (held_ > limit_) drop_oldest();
+    shrink(bytes);
   }
 
-  size_t limit() const { return limit_; }
-  size_t held() const { return held_; }
+  // Bytes that are kept and in no use.
+  size_t held() {
+    const std::lock_guard lock(mutex_);
+    return held_;
+  }
 
  private:
-  static constexpr size_t kHuge = size_t{2} << 20, kGranule = size_t{64} << 10;
+  static constexpr size_t kHuge = size_t{2} << 20, kGranule = size_t{64} << 10, kMost = 4096;
 
-  static size_t rounded(size_t bytes) {
-    const size_t unit = bytes < kHuge ? kGranule : kHuge;
-    return (bytes + unit - 1) / unit * unit;
+  // A fork while another thread holds the lock would leave the child with one nobody gives back.
+  Pages() {
+    kept_.reserve(kMost);
+#if defined(__linux__)
+    pthread_atfork([] { all().mutex_.lock(); }, [] { all().mutex_.unlock(); },
+                   [] { all().mutex_.unlock(); });
+#endif
   }
 
-  void drop_oldest() {
-    held_ -= kept_.front().bytes;
-    release(kept_.front());
-    kept_.erase(kept_.begin());
+  void shrink(size_t bytes) {
+    while (held_ > bytes) {
+      held_ -= kept_.front().bytes;
+      release(kept_.front());
+      kept_.erase(kept_.begin());
+    }
   }
 
 #if defined(__linux__)
   static Block fresh(size_t bytes) {
     const size_t slack = bytes < kHuge ? 0 : kHuge;
-    void* found = mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* found =
+        mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (found == MAP_FAILED) return {nullptr, 0};
     if (!slack) return {found, bytes};
     const uintptr_t start = reinterpret_cast<uintptr_t>(found);

@@ -16,15 +16,26 @@ def check_map(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def fit(x: Tensor, parameters: Sequence[Tensor | None], shapes: Sequence[tuple]) -> bool:
-    """Whether `check_parameters` and the shapes have nothing to say; the quick way to know it."""
-    device, dtype = x.device, parameters[0].dtype  # pyright: ignore[reportOptionalMemberAccess]
+def fit(
+    x: Tensor,
+    parameters: Sequence[Tensor | None],
+    shapes: Sequence[tuple],
+    optional: Sequence[int] = (),
+) -> bool:
+    """Whether `check_parameters` and the shapes have nothing to say; the quick way to know it.
+
+    None fits at the places in ``optional`` alone.
+    """
+    if parameters[0] is None:
+        return False
+    device, dtype = x.device, parameters[0].dtype
     if dtype is not x.dtype and dtype is not torch.float32:
         return False
-    for given, shape in zip(parameters, shapes, strict=True):
-        if given is not None and (
-            given.dtype is not dtype or given.shape != shape or given.device != device
-        ):
+    for place, (given, shape) in enumerate(zip(parameters, shapes, strict=True)):
+        if given is None:
+            if place not in optional:
+                return False
+        elif given.dtype is not dtype or given.shape != shape or given.device != device:
             return False
     return True
 

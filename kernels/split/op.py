@@ -18,6 +18,7 @@ from .._backend import (
 from .reference import activated, split_reference
 
 LARGEST_RADIX = 4  # what the kernels are unrolled for; the paper uses 1, 2 and 4
+OPTIONAL = (1, 7, 8, 9)  # fc1_bias, fc2_bias, scale and shift among the parameters
 LEARNED = (0, 3, 4, 5, 6, 9, 10)  # places of x and the trained parameters among the tensors
 
 lib = torch.library.Library("medseg", "FRAGMENT")
@@ -136,7 +137,7 @@ def _check(
     if (folded[0] is None) != (folded[1] is None):
         raise ValueError("scale and shift must be given together")
     shapes = _shapes(x, parameters[0], radix, cardinality)
-    if not fit(x, (*parameters, *folded), shapes):
+    if not fit(x, (*parameters, *folded), shapes, OPTIONAL):
         _refuse(x, parameters, folded, shapes)
     if training and x.shape[0] == 1:
         # The words of nn.BatchNorm2d, which callers look for.
@@ -156,7 +157,8 @@ def _shapes(
     x: Tensor, fc1_weight: Tensor | None, radix: int, cardinality: int
 ) -> tuple[tuple[int, ...], ...]:
     """What x, radix and cardinality ask of the parameters, of scale and of shift."""
-    assert fc1_weight is not None
+    if fc1_weight is None:
+        raise ValueError("fc1_weight must be a tensor, got None")
     width, inner = x.shape[1], fc1_weight.shape[0]
     if inner == 0 or inner % cardinality:
         raise ValueError(
@@ -176,8 +178,12 @@ def _refuse(
 ) -> None:
     """Says what does not fit; a scale and shift of another dtype may still do."""
     names = (*_NAMES, "scale", "shift")
-    for name, tensor, shape in zip(names, (*parameters, *folded), shapes, strict=True):
-        if tensor is not None and tensor.shape != shape:
+    for i, tensor in enumerate((*parameters, *folded)):
+        name, shape = names[i], shapes[i]
+        if tensor is None:
+            if i not in OPTIONAL:
+                raise ValueError(f"{name} must be a tensor, got None")
+        elif tensor.shape != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
     check_parameters(x, dict(zip(_NAMES, parameters, strict=True)))
     scale, shift = folded

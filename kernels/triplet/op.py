@@ -109,6 +109,8 @@ def _check(
             zip(("bn_weight", "bn_bias", "running_mean", "running_var"), vectors, strict=True)
         )
         for name, v in named.items():
+            if v is None:
+                raise ValueError(f"{name} must be a tensor, got None")
             if tuple(v.shape) != (gates,):
                 raise ValueError(
                     f"{name} must be ({gates},) like conv_weight, got {tuple(v.shape)}"

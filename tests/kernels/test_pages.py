@@ -4,9 +4,13 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +38,7 @@ def kept(needs_cpu):
     keep_pages(0)
     assert keep_pages(KEEP_MB) == 0
     yield _cpu.kept_pages
-    keep_pages(KEEP_MB)
+    keep_pages(None)
 
 
 def test_freed_pages_serve_the_next_result(kept):
@@ -173,7 +177,80 @@ def test_a_result_outlives_the_interpreter():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("given", ["-1", "many", "1.5"])
+def test_live_results_take_no_more_than_their_size():
+    """Whole huge pages behind each would double what small ones cost."""
+    x = torch.zeros(1, 64, 91, 91)
+    before = resident()
+    held = [empty_map(x).fill_(1) for _ in range(40)]
+    assert resident() - before <= 1.15 * len(held) * x.nbytes + (8 << 20)
+
+
+def test_what_no_machine_has_is_refused_as_by_pytorch():
+    x = torch.zeros(1, 1, 1, 1).expand(1 << 12, 1 << 12, 1 << 11, 1 << 11)  # 256 TB
+    with pytest.raises(RuntimeError, match="allocate"):
+        empty_map(x)
+    with pytest.raises(RuntimeError, match=r"overflow|invalid|too|big|allocate"):
+        empty_map(torch.zeros(1, 1, 1, 1).expand(1 << 20, 1 << 20, 1 << 11, 1 << 11))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_a_working_pool(kept):
+    """Also while other threads of the parent are at it."""
+    x = torch.zeros(SHAPE)
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            keep_pages(5)
+            held = [empty_map(x) for _ in range(4)]
+            del held
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                keep_pages(8)
+                address = empty_map(x).data_ptr()
+                os._exit(0 if empty_map(x).data_ptr() == address else 1)
+            assert waited(child) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def waited(child, seconds=20):
+    """The exit code of a child; one that hangs is killed and gives -1."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return -1
+
+
+def test_an_argument_is_stronger_than_the_environment(monkeypatch):
+    keep_pages(None)
+    monkeypatch.setenv("MEDSEG_KEEP_MB", "many")
+    assert keep_pages(0) is None
+    empty_map(torch.zeros(SHAPE))
+    assert keep_pages(None) == 0
+    with pytest.raises(ValueError, match="MEDSEG_KEEP_MB must be a whole number of megabytes"):
+        empty_map(torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("given", ["-1", "many", "1.5", "9" * 20])
 def test_refuses_a_strange_limit(given):
     code = (
         "import torch; from medseg.kernels import eca_attention\n"
@@ -186,10 +263,15 @@ def test_refuses_a_strange_limit(given):
         text=True,
         timeout=100,
     )
-    assert f"MEDSEG_KEEP_MB must be a whole number of megabytes, got '{given}'" in done.stderr
+    assert "MEDSEG_KEEP_MB must be a whole number of megabytes" in done.stderr
+    assert f"got '{given}'" in done.stderr
 
 
-@pytest.mark.parametrize("given", [-1, 1.5, "8"])
+@pytest.mark.parametrize("given", [-1, 1.5, "8", True, (1 << 40) + 1])
 def test_refuses_a_strange_argument(given):
-    with pytest.raises(ValueError, match="megabytes must be a whole number of at least 0, got"):
+    before = keep_pages(7)
+    with pytest.raises(
+        ValueError, match=r"megabytes must be None or a whole number from 0 to 2\^40"
+    ):
         keep_pages(given)
+    assert keep_pages(before) == 7

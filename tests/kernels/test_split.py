@@ -282,6 +282,8 @@ def wrong(**changes):
         ({"fc1_weight": torch.ones(3)}, r"fc1_weight must be \(3, 3\), got \(3,\)"),
         ({"fc1_bias": torch.ones(3)}, r"fc1_bias must be \(12,\), got \(3,\)"),
         ({"fc2_weight": torch.ones(6, 6)}, r"fc2_weight must be \(6, 12\), got \(6, 6\)"),
+        ({"bn_bias": None}, "bn_bias must be a tensor, got None"),
+        ({"fc1_weight": None}, "fc1_weight must be a tensor, got None"),
         ({"running_var": torch.ones(12).half()}, "running_var must be torch.float32 like fc1_w"),
         ({"bn_weight": torch.ones(12, device="meta")}, "bn_weight must be on cpu like x, got meta"),
         ({"scale": torch.ones(6)}, "scale and shift must be given together"),

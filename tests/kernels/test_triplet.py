@@ -190,6 +190,7 @@ def wrong(**changes):
             "conv_weight must be torch.float32 like x",
         ),
         ({"conv_weight": torch.ones(3, 2, 51, 51)}, "conv_weight must have k odd and at most 49"),
+        ({"running_mean": None}, "running_mean must be a tensor, got None"),
         ({"bn_weight": torch.ones(3, device="meta")}, "bn_weight must be on cpu like x, got meta"),
     ],
 )

@@ -9,14 +9,14 @@
 
 namespace {
 
-medseg::Pages pages;
+medseg::Pages& pages = medseg::Pages::all();
 std::atomic<int> failures{0};
 
 uint32_t next(uint32_t& state) { return state = state * 1664525u + 1013904223u; }
 
 void work(uint32_t seed) {
   uint32_t state = seed;
-  std::vector<medseg::Pages::Block> held;
+  std::vector<medseg::Block> held;
   for (int turn = 0; turn < 400; ++turn) {
     const size_t bytes = 1 + (next(state) >> 8) % (5u << 20);
     const auto block = pages.take(bytes);
