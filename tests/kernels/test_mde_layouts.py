@@ -30,7 +30,7 @@ def test_maps_one_wide_hold_the_rule(dtype):
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
 def test_nothing_is_written_around_the_results(dtype, monkeypatch):
     buffers, guard = [], 512
-    plain = native.like_input
+    plain = native.empty_map
 
     def guarded(x, shape=None):
         model = plain(x, shape)
@@ -38,7 +38,7 @@ def test_nothing_is_written_around_the_results(dtype, monkeypatch):
         buffers.append((torch.full((size + 2 * guard,), 7.0, dtype=x.dtype), size))
         return buffers[-1][0].as_strided(model.shape, model.stride(), guard)
 
-    monkeypatch.setattr(native, "like_input", guarded)
+    monkeypatch.setattr(native, "empty_map", guarded)
     maps = [*flat_maps(dtype), *layouts((3, 16, 33, 1), dtype), *layouts((2, 5, 1, 9), dtype)]
     for x in maps:
         for layout in (torch.contiguous_format, torch.channels_last):
