@@ -135,8 +135,25 @@ def _conv(channels: int, size: int) -> nn.Conv2d:
 
 def _pooled_relu(x: Tensor) -> Tensor:
     """maxpool(relu(x)) of window 12, stride 2, exactly: ReLU last, 2 x 2 first, then 6 + 6."""
+    if x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
+        return _wide(_six(_six(_halved(x), 2), 3)).relu()
     x = F.max_pool2d(F.max_pool2d(F.max_pool2d(x, 2), (6, 1), 1), (1, 6), 1)
     return _wide(x).relu()
+
+
+def _halved(x: Tensor) -> Tensor:
+    """max_pool2d(x, 2), four times as fast on a CPU, whose pooling notes where each maximum was."""
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
+
+
+def _six(x: Tensor, dim: int) -> Tensor:
+    """Maximum of windows of 6 along ``dim``, stride 1: by pairs, pairs of those, and a third."""
+    count = x.shape[dim] - 5
+    two = torch.maximum(x.narrow(dim, 0, count + 4), x.narrow(dim, 1, count + 4))
+    four = torch.maximum(two.narrow(dim, 0, count), two.narrow(dim, 2, count))
+    return torch.maximum(four, two.narrow(dim, 4, count))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -48,6 +48,18 @@ def test_pooling_in_steps_is_the_wide_pooling(size):
     cotangent = torch.randn_like(want)
     grads = [torch.autograd.grad(out, x, cotangent)[0] for out in (got, want)]
     torch.testing.assert_close(*grads)
+    with torch.no_grad():
+        assert torch.equal(_pooled_relu(x), want)
+        last = x.contiguous(memory_format=torch.channels_last)
+        pooled = _pooled_relu(last)
+    assert torch.equal(pooled, want)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pooling_without_gradients_keeps_nan():
+    x = torch.zeros(1, 1, 14, 14)
+    x[0, 0, 13, 0] = torch.nan
+    assert _pooled_relu(x).isnan().tolist() == [[[[False, False], [True, False]]]]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
