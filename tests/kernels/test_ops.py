@@ -21,7 +21,7 @@ from tests.kernels.op_cases import (
     triplet,
 )
 
-pytestmark = pytest.mark.usefixtures("needs_cpu")
+pytestmark = pytest.mark.usefixtures("needs_cpu", "no_small_position")
 
 
 @pytest.fixture(params=OPS)

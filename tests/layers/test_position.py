@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from medseg.kernels import position_attention
 from medseg.layers import PositionAttention
 
 
@@ -68,6 +69,26 @@ def test_dropout_only_in_training():
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+def test_autocast_does_not_round_few_positions():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 20, 8, generator=generator).requires_grad_() for _ in range(3))
+    want = torch.autograd.grad(position_attention(q, k, v).sum(), (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(position_attention(q, k, v).sum(), (q, k, v))
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("positions", (16, 512))
+def test_dropout_of_few_and_of_many(positions):
+    """Few positions take the plain formula, many blocks: both drop a quarter, and keep the mean."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(4, positions, 8, generator=generator) for _ in range(2))
+    torch.manual_seed(0)
+    out = position_attention(q, k, torch.eye(positions).expand(4, -1, -1), dropout=0.25)
+    assert abs(float((out == 0).float().mean()) - 0.25) < 0.05
+    assert abs(float(out.sum(2).mean()) - 1) < 0.05
 
 
 @pytest.mark.parametrize("variant", ("hpddrnet", "danet"))
