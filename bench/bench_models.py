@@ -45,7 +45,7 @@ class Contender:
         if form and not self.plain and not self.training:
             model = medseg.fuse_conv_bn(model)
         if form:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             self.x = x.contiguous(memory_format=torch.channels_last)
         self.cast = form == "_bf16" and self.training
         if form == "_bf16" and not self.training:

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .config import did_you_mean
+from .errors import did_you_mean
 from .startup import settle
 
 VERBS = {

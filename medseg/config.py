@@ -1,7 +1,6 @@
 """The configuration of a training: one dataclass, its flags, the words said about bad values."""
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 from .losses import LOSSES
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
@@ -106,12 +105,6 @@ def check_choice(flag: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         hint = did_you_mean(value, known)
         raise UserError(f"--{flag} {value}: unknown{hint}; known: {', '.join(known)}.")
-
-
-def did_you_mean(value: str, known: Collection[str], prefix: str = "") -> str:
-    """Returns " (did you mean X?)" for the nearest known value, or nothing."""
-    near = difflib.get_close_matches(value.lower(), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
 def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:

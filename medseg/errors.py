@@ -1,4 +1,10 @@
-"""The one error a person at the command line is meant to read."""
+"""The one error a person at the command line is meant to read, and the hint in many of them.
+
+Imports nothing heavy: the commands read this file before PyTorch may be loaded.
+"""
+
+import difflib
+from collections.abc import Collection
 
 
 class UserError(ValueError):
@@ -13,3 +19,9 @@ class UserError(ValueError):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def did_you_mean(value: str, known: Collection[str], prefix: str = "") -> str:
+    """Returns " (did you mean X?)" for the nearest known value, or nothing."""
+    near = difflib.get_close_matches(value.lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""

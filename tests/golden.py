@@ -144,7 +144,7 @@ def check_gradients(
         if np.isnan(norm):
             assert key not in parameters, "a dead parameter of the authors lives here"
             continue
-        grad = parameters[key].grad.double().cpu().numpy()
+        grad = parameters[key].grad.double().cpu().numpy()  # pyright: ignore[reportOptionalMemberAccess]
         scale = max(norm, 1e-3 * top)  # biases in front of a batch norm have a gradient of 0
         assert abs(np.linalg.norm(grad) - norm) <= tolerance * scale, key
         assert abs(np.vdot(grad, lines[str(name)]) - dot) <= 10 * tolerance * scale, key

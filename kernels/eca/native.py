@@ -18,7 +18,7 @@ def forward(
     acc = accumulator(x.dtype)
     out = empty_map(x, pooled_shape(x, pool))
     summed = x.new_empty(0) if residual is None else empty_map(x)
-    saved = torch.empty((2, x.shape[0], x.shape[1]), dtype=acc)
+    saved = torch.empty(2, x.shape[0], x.shape[1], dtype=acc)
     if x.numel() == 0:
         return out, summed, saved
     residual = None if residual is None else like_layout(x, residual)

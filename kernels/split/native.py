@@ -29,10 +29,10 @@ def forward(
     n, width, h, w = x.shape
     out = empty_map(x, (n, width // radix, h, w))
     inner = fc1_weight.shape[0]
-    saved = torch.empty((n, width // radix + width), dtype=acc)
+    saved = torch.empty(n, width // radix + width, dtype=acc)
     if n == 0:
         return out, torch.zeros((3, inner), dtype=acc), saved
-    stats = torch.empty((3, inner), dtype=acc)
+    stats = torch.empty(3, inner, dtype=acc)
     x = dense_planes(x)
     given = (
         scale, shift, fc1_weight, fc1_bias, bn_weight, bn_bias, running_mean, running_var,

@@ -24,7 +24,7 @@ def forward(
     cuda = native("_cuda")
     out = like_input(x)
     stats = x.new_empty((3, conv_weight.shape[0]), dtype=torch.float32)
-    positions = plane_elements(x, keep)
+    positions = plane_elements(x) if keep else 0
     planes = x.new_empty(2 * positions, dtype=torch.float32)
     index = x.new_empty(positions, dtype=index_dtype(x))
     if x.numel() == 0:

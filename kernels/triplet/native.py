@@ -23,8 +23,8 @@ def forward(
     """Returns (out, stats, planes, index); the last two are empty unless ``keep``."""
     acc = accumulator(x.dtype)
     out = empty_map(x)
-    stats = torch.empty((3, conv_weight.shape[0]), dtype=acc)
-    positions = plane_elements(x, keep)
+    stats = torch.empty(3, conv_weight.shape[0], dtype=acc)
+    positions = plane_elements(x) if keep else 0
     planes = torch.empty(2 * positions, dtype=acc)
     index = torch.empty(positions, dtype=index_dtype(x))
     if x.numel() == 0:

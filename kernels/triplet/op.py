@@ -167,15 +167,15 @@ def _backward(
     )
 
 
-def plane_elements(x: Tensor, keep: bool) -> int:
-    """Positions of the three pooled planes of the whole batch; 0 when nothing is kept."""
+def plane_elements(x: Tensor) -> int:
+    """Positions of the three pooled planes of the whole batch."""
     n, c, h, w = x.shape
-    return n * (c * w + h * c + h * w) if keep else 0
+    return n * (c * w + h * c + h * w)
 
 
 def index_dtype(x: Tensor) -> torch.dtype:
     """int16 holds the argmax along every axis of up to 32767, int32 beyond."""
-    c, h, w = x.shape[1:]
+    _, c, h, w = x.shape
     return torch.int16 if c <= 32767 and h <= 32767 and w <= 32767 else torch.int32
 
 
@@ -193,7 +193,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     acc = accumulator(x.dtype)
     stats = x.new_empty((3, conv_weight.shape[0]), dtype=acc)
-    positions = plane_elements(x, keep)
+    positions = plane_elements(x) if keep else 0
     planes = x.new_empty((2 * positions,), dtype=acc)
     return like_input(x), stats, planes, x.new_empty((positions,), dtype=index_dtype(x))
 

@@ -51,12 +51,14 @@ def test_second_derivatives(no_op):
     assert torch.autograd.gradgradcheck(position_attention, inputs)
 
 
-def test_autocast_leaves_it_in_float32(no_op):
+def test_autocast_leaves_it_in_float32():
+    """There the op is taken: autograd would round what the formula keeps."""
     inputs = tokens(2, 30, 30, 8, 8)
     want = position_attention(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
         found = position_attention(*inputs)
-    assert found.dtype is torch.float32 and torch.equal(found, want)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, want)
 
 
 @pytest.mark.parametrize(
@@ -64,10 +66,10 @@ def test_autocast_leaves_it_in_float32(no_op):
     [
         ((1, 513, 513, 8, 8), torch.float32, 0.0),
         ((1, 30, 30, 8, 8), torch.bfloat16, 0.0),
-        ((1, 30, 30, 8, 8), torch.float32, 0.5),
+        ((2, 257, 257, 8, 8), torch.float32, 0.5),
     ],
 )
-def test_large_half_and_dropped_ones_go_through_the_op(no_op, shape, dtype, dropout):
+def test_large_and_half_ones_go_through_the_op(no_op, shape, dtype, dropout):
     with pytest.raises(AssertionError, match="went through the op"):
         position_attention(*tokens(*shape, dtype=dtype), dropout=dropout)
 

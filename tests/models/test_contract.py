@@ -254,7 +254,7 @@ def test_channels_last_gives_the_same_without_copies(model):
         x = x.contiguous(memory_format=torch.channels_last)
         with Ops() as ops:
             other = model(x)
-    torch.testing.assert_close(other, out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other, out, rtol=1e-4, atol=1e-4 * float(out.abs().max()))
     maps = [s for s in ops.copied if len(s) == 4 and min(s[2:]) > 1 and s[0] == 2]
     assert not maps, f"maps are copied: {maps}"
 

@@ -1,5 +1,6 @@
 """DPSAU2-Net against the numbers of the authors' code, and its options."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
 import copy
 import re
 

@@ -1,5 +1,6 @@
 """DRA-Net against the numbers of the authors' code, and its options."""
 
+# pyright: reportOptionalCall=false, reportOptionalIterable=false
 import copy
 import re
 

@@ -1,5 +1,7 @@
 """E-DU against its definition written out, its parameter counts, and its options."""
 
+# pyright: reportOptionalMemberAccess=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false
 import pytest
 import torch
 import torch.nn.functional as F
