@@ -1,9 +1,10 @@
 """Whole networks: inference and a training step, against the same weights in plain PyTorch.
 
-Three forms: float32 in NCHW, float32 in channels_last and bfloat16 in channels_last. In each, the
-fused network meets `torch.compile` of the plain one; all are held against plain float32 in NCHW.
-In inference the fused networks of the later forms have their batch norms folded into convolutions
-and bfloat16 weights; in training bfloat16 is autocast over float32 weights.
+Three forms: float32 as it comes, float32 in channels_last and bfloat16 in channels_last. In each,
+the fused network meets `torch.compile` of the plain one; all are held against plain float32 in
+NCHW. A plain network leaves its maps in the layout of the image, as the published ones do. In
+inference the fused networks of the later forms have their batch norms folded into convolutions and
+bfloat16 weights; in training bfloat16 is autocast over float32 weights.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ class Contender:
     def __init__(self, kind, form, model, step, x):
         self.plain, self.training, self.x = kind != "fused", step == "training", x
         model = copy.deepcopy(model)
+        model.channels_last_on_cpu = not self.plain
         if form and not self.plain and not self.training:
             model = medseg.fuse_conv_bn(model)
         if form:

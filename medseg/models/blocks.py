@@ -40,37 +40,12 @@ class ConvNorm(nn.Module):
         return F.relu(y, inplace=True) if self.act else y
 
 
-class Deconv(nn.ConvTranspose2d):
-    """The transposed convolution that doubles height and width, 2x2 with stride 2.
-
-    Of a large NCHW map on a CPU a 1x1 convolution makes the four new pixels as channels, which are
-    then put in their places: that takes about half the time of PyTorch's transposed convolution.
-    """
-
-    def __init__(self, channels_in: int, channels: int, bias: bool = True) -> None:
-        super().__init__(channels_in, channels, 2, stride=2, bias=bias)
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """input: (N, channels_in, H, W); returns (N, channels, 2H, 2W)."""
-        if (
-            output_size is not None
-            or torch.compiler.is_compiling()
-            or input.device.type != "cpu"
-            or not input.is_contiguous()
-            or input.shape[2] * input.shape[3] < self.in_channels  # the weights are copied
-        ):
-            return super().forward(input, output_size)
-        weight = self.weight.permute(1, 2, 3, 0).reshape(-1, self.in_channels, 1, 1)
-        bias = None if self.bias is None else self.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(input, weight, bias), 2)
-
-
 class Up(nn.Module):
     """Doubles height and width: transposed convolution, batch norm, ReLU."""
 
     def __init__(self, channels_in: int, channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.deconv = Deconv(channels_in, channels, bias)
+        self.deconv = nn.ConvTranspose2d(channels_in, channels, 2, stride=2, bias=bias)
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,23 +82,3 @@ def _seen(weight: Tensor, dim: int) -> Tensor:
     zero = torch.zeros_like(a)
     kinds = ((a, b + c, zero), (zero, a + b + c, zero), (zero, a + b, c))
     return torch.stack([torch.stack(taps, dim) for taps in kinds], 1)
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """The largest of each 2x2 pixels, or of what there is of them at an odd edge.
-
-    Without a gradient to come, two comparisons do what PyTorch's kernel for NCHW on a CPU, which
-    looks for places too, takes three to ten times as long for.
-    """
-    height, width = x.shape[2:]
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or x.device.type != "cpu"
-        or not x.is_contiguous()
-        or height % 2
-        or width % 2
-    ):
-        return F.max_pool2d(x, 2, ceil_mode=True)
-    rows = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
-    return torch.maximum(rows[..., ::2], rows[..., 1::2])

@@ -122,9 +122,10 @@ class DAPPM(nn.Module):
         found = [self.scale[0](x)]
         for j, (kernel, stride, padding) in enumerate(_POOLS, 1):
             pooled = F.avg_pool2d(x, kernel, stride, padding)
-            found.append(self.process[str(j)](resize(self.scale[j](pooled), x) + found[-1]))
+            spread = resize(self.scale[j](pooled), x)  # of one pixel: its layout says nothing, so
+            found.append(self.process[str(j)](found[-1] + spread))  # the first addend's holds
         mean = self.scale[4](x.mean((2, 3), keepdim=True))  # (N, inner, 1, 1), added everywhere
-        found.append(self.process["4"](mean + found[-1]))
+        found.append(self.process["4"](found[-1] + mean))
         return self.compress(torch.cat(found, 1)) + self.shortcut(x)
 
 

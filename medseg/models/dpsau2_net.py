@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import SplitAttention
 
-from .blocks import ConvNorm, max_pool, resize
+from .blocks import ConvNorm, resize
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -100,11 +100,11 @@ class DPSAU2Net(Network):
 
     def forward(self, x: Tensor) -> Tensor | Outputs:
         """x: (N, in_channels, H, W), N at least 2 in training; returns (N, classes, H, W)."""
-        self.check_image(x)
+        x, _ = self.fit(x)  # every size is legal
         size, skips, sides = (x.shape[2], x.shape[3]), [], []
         for n in range(1, self.depth):
             skips.append(self.get_submodule(f"enc{n}")(x))
-            x = self.get_submodule(f"enc_sa{n}")(max_pool(skips[-1]))
+            x = self.get_submodule(f"enc_sa{n}")(F.max_pool2d(skips[-1], 2, ceil_mode=True))
         x = self.get_submodule(f"enc{self.depth}")(x)
         sides.append(self.side[str(self.depth)](x))
         for n in range(self.depth - 1, 0, -1):
@@ -200,7 +200,7 @@ class Stage(nn.Module):
         x = y = self.pw(_add(self.dw(x), x))
         skips = []
         for k in range(1, self.levels):
-            y = self.down[str(k)](max_pool(y) if self.pools and k > 1 else y)
+            y = self.down[str(k)](F.max_pool2d(y, 2, ceil_mode=True) if self.pools and k > 1 else y)
             skips.append(y)
         y = self.down[str(self.levels)](y)
         for k in range(self.levels - 1, 0, -1):

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import UserError
 from medseg.layers import MDEFilter
 
-from .blocks import ConvNorm, Up, max_pool, resize
+from .blocks import ConvNorm, Up, resize
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -159,7 +160,7 @@ class Encoder(nn.Module):
         """x: (N, channels / 2, H, W); returns skip (N, channels, H, W) and it at half the size."""
         skip = self.dense(x)
         y = skip if self.transition is None else self.transition(skip)
-        return skip, max_pool(y)
+        return skip, F.max_pool2d(y, 2, ceil_mode=True)
 
 
 class Decoder(nn.Module):

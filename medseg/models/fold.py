@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .blocks import Deconv
-
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -117,7 +115,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
 
 
 def _can_fold(module: Any) -> bool:
-    if type(module) in (*_DECONVS, Deconv):
+    if type(module) in _DECONVS:
         return module.groups == 1
     if isinstance(module, _NORMS):
         plain = any(type(module).forward is norm.forward for norm in _NORMS)

