@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .files import parallel, read_image, read_mask
+from .cache import Decoded, keep_decoded, pack_mask, unpack_mask
+from .files import read_image, read_mask
 from .geometry import fit_image, fit_mask
 from .table import Sample, Table
 
@@ -44,27 +45,35 @@ class SegmentationSet(Dataset[Item]):
         self.table = table
         self.samples = list(samples)
         self.size = size
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
-        if self.samples and cache_bytes > 0:
-            first = self._read(self.samples[0])
-            room = cache_bytes // (first[0].nbytes + first[1].nbytes)
-            self._kept = parallel(self._read, self.samples[:room])
+        self._kept = keep_decoded(self._read, self.samples, cache_bytes)
+
+    @property
+    def kept(self) -> int:
+        """How many decoded squares lie in memory."""
+        return len(self._kept)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: every epoch sees the same squares."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        kept = index < len(self._kept)
-        pixels, mask = self._kept[index] if kept else self._read(self.samples[index])
-        image = np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
-        return {
-            "image": torch.from_numpy(image),
-            "mask": torch.from_numpy(mask.astype(np.int64)),
-            "index": index,
-        }
+        known = self._kept[index] if index < self.kept else self._read(self.samples[index])
+        return as_item(*known, index)
 
-    def _read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """(C, size, size) in the file's depth, and (size, size) int16."""
+    def _read(self, sample: Sample) -> Decoded:
+        """(size, size, C) in the file's depth, and (size, size) uint8."""
         image = fit_image(read_image(sample.image, self.table.channels), self.size)
-        mask = fit_mask(read_mask(sample.mask, self.table), self.size)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), mask
+        return image, pack_mask(fit_mask(read_mask(sample.mask, self.table), self.size))
+
+
+def as_item(pixels: np.ndarray, mask: np.ndarray, index: int) -> Item:
+    """Tensors of (size, size, C) pixels in the file's depth and a packed (size, size) mask."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    image = np.divide(planes, np.iinfo(pixels.dtype).max, dtype=np.float32)
+    return {
+        "image": torch.from_numpy(image),
+        "mask": torch.from_numpy(unpack_mask(mask)),
+        "index": index,
+    }

@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..losses import IGNORE
 from .table import Table
 
+_STRANGE = IGNORE - 1  # of a mask value that belongs to no class
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -93,16 +95,18 @@ def read_mask_values(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, table: Table) -> np.ndarray:
-    """Reads a mask as (H, W) uint8 class indices of ``table``, at the file's own resolution.
+    """Reads a mask as (H, W) int16 class indices of ``table``, at the file's own resolution.
+
+    Pixels of the value ``table.ignore`` become ``IGNORE``.
 
     Raises:
         UserError: as ``read_mask_values``, or a value belongs to no class.
     """
     values = read_mask_values(path)
-    lookup = _lookup(table.values)
+    lookup = _lookup(table.values, table.ignore)
     mask = lookup[values] if values.dtype == np.uint16 else lookup[:256][values]
-    if mask.max(initial=0) == 255:
-        strange = sorted(set(present_values(values)) - set(table.values))
+    if mask.min(initial=0) == _STRANGE:
+        strange = sorted(set(present_values(values)) - {*table.values, table.ignore})
         raise UserError(
             f"{path} has {quote(strange)}, but the classes of {table.root} have "
             f"{quote(table.values)}: correct the mask or classes.json.",
@@ -181,8 +185,10 @@ def _palette_indices(path: Path) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _lookup(values: tuple[int, ...]) -> np.ndarray:
-    """Mask value -> class index; 255 marks a value of no class."""
-    table = np.full(65536, 255, np.uint8)
-    table[list(values)] = np.arange(len(values), dtype=np.uint8)
+def _lookup(values: tuple[int, ...], ignore: int | None) -> np.ndarray:
+    """Mask value -> class index, or IGNORE, or _STRANGE for a value of no class."""
+    table = np.full(65536, _STRANGE, np.int16)
+    table[list(values)] = np.arange(len(values), dtype=np.int16)
+    if ignore is not None:
+        table[ignore] = IGNORE
     return table

@@ -47,9 +47,9 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) uint8 -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
+    """(H, W) class indices -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
     box = letterbox(mask.shape[0], mask.shape[1], size)
-    scaled = _resize(mask, box, cv2.INTER_NEAREST_EXACT).astype(np.int16)
+    scaled = _resize(mask.astype(np.int16), box, cv2.INTER_NEAREST_EXACT)
     return cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_CONSTANT, value=(IGNORE,))
 
 

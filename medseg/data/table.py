@@ -14,6 +14,7 @@ class Sample:
     mask: Path
     split: str  # "train", "val" or "test"; training looks at the first two
     group: str  # free text, such as the cell type; "" where nothing is known
+    cluster: str = ""  # what may not be divided, such as the patient; "": the image stands alone
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Table:
     values: tuple[int, ...]  # the mask value of class 0, 1, ...; class 0 is the background
     names: tuple[str, ...]  # the name of class 0, 1, ...
     channels: int  # 1 where every image is gray, else 3
+    ignore: int | None = None  # the mask value of pixels that nobody knows
 
     def part(self, split: str) -> list[Sample]:
         """The samples of one split, in the order of the table."""
