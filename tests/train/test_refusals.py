@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from medseg import engine as engine_module
 from medseg.console import Journal, guarded
 from medseg.engine import Engine
+from medseg.engine import engine as engine_module
 from medseg.train import main as train_main
 
 from .conftest import SHORT

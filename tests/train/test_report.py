@@ -9,7 +9,7 @@ import pytest
 from medseg.console import Journal
 from medseg.engine import learning_rate
 from medseg.report import Picture, Report, best_and_worst, curves_file, render, score_lines
-from medseg.train import _score_table
+from medseg.train.results import score_table
 
 
 def _report(names, channels, dtype):
@@ -78,7 +78,7 @@ def test_score_lines_count_what_is_left_out():
 def test_class_without_values_has_no_score_in_the_terminal(capsys):
     report = _report(["a", "never"], 3, np.uint8)
     report.scores = [[0.5, None], [1.0, None]]
-    Journal().show(_score_table(report))
+    Journal().show(score_table(report))
     said = capsys.readouterr().out
     assert "nan" not in said
     assert re.search(r"never +- +- +2 *\n", said)

@@ -258,7 +258,7 @@ def test_deep_supervision(train, monkeypatch, loss, precision):
     def create(*args, **options):
         return medseg.create_model(*args, deep_supervision=True, **options)
 
-    monkeypatch.setattr("medseg.prepare.create_model", create)
+    monkeypatch.setattr("medseg.prepare.build.create_model", create)
     torch.manual_seed(0)
     run = train("--loss", loss, "--precision", precision, "--epochs", 1)
     assert run.code == 0, run.err

@@ -1,9 +1,8 @@
-"""One network in training: its epochs, its scores at original resolution, its state."""
+"""One network in training: its epochs, its scores, its state."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,26 +10,16 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, DistributedSampler
 
-from .config import TrainConfig
-from .data import SegmentationSet, Table, build_augmentation, read_mask, to_original
-from .errors import UserError
-from .losses import build_loss
-from .metrics import image_scores
+from ..config import TrainConfig
+from ..data import SegmentationSet, Table, build_augmentation
+from ..errors import UserError
+from ..losses import build_loss
+from .schedule import learning_rate
+from .scoring import Scored, Scorer
 
-_WARM_UP = 0.05  # of all steps
-_FLOOR = 0.01  # of the peak learning rate, at the end
 _LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The Dice of one image in class 1, 2, ...; None where neither mask nor prediction has it."""
-
-    image: str
-    dice: list[float | None]
 
 
 @dataclass
@@ -64,6 +53,7 @@ class Engine:
         self.augment = build_augmentation(config.size) if config.augment else None
         self.train_set = SegmentationSet(self.table, self.table.part("train"), config.size)
         self.val_set = SegmentationSet(self.table, self.table.part("val"), config.size)
+        self._scorer = Scorer(self.val_set, self.fabric, self.loss, config.batch)
         self._sampler = DistributedSampler(
             self.train_set,
             num_replicas=self.fabric.world_size,
@@ -151,43 +141,12 @@ class Engine:
         )
 
     def score(self) -> tuple[list[Scored], float]:
-        """Scores the val part, each image at its original size; every process does its share.
-
-        Returns:
-            The scores in the order of the table, the same in every process, and the mean loss.
-        """
-        share: list[tuple[int, Scored, float]] = []
-        mine = range(self.fabric.global_rank, len(self.val_set), self.fabric.world_size)
-        for index, logits, target in self._logits(mine):
-            loss = float(self.loss(logits[None], target[None]))
-            sample = self.val_set.samples[index]
-            mask = read_mask(sample.mask, self.table)
-            dice = image_scores(labels_at(logits, mask.shape), mask, len(self.table.names))
-            share.append((index, Scored(sample.image.name, dice), loss))
-        rows = sorted((row for part in self._gather(share) for row in part), key=lambda row: row[0])
-        return [row[1] for row in rows], float(np.mean([row[2] for row in rows]))
+        """Scores the val part: the rows in the order of the table, and the mean loss."""
+        return self._scorer.score(self.network)
 
     def predict(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Returns the predicted class of every pixel of images of the val part."""
-        shapes = [read_mask(self.val_set.samples[i].mask, self.table).shape for i in indices]
-        return [
-            labels_at(logits, shape)
-            for (_, logits, _), shape in zip(self._logits(indices), shapes, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _logits(self, indices: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields (index, logits (K, size, size), target (size, size)) of images of the val part."""
-        network = self.model.module  # without DDP: processes may have different numbers of images
-        network.eval()
-        for start in range(0, len(indices), self.config.batch):
-            chosen = indices[start : start + self.config.batch]
-            items: list[Any] = [self.val_set[i] for i in chosen]
-            images = torch.stack([item["image"] for item in items]).to(self.fabric.device)
-            with self.fabric.autocast():
-                logits = network(images).float()
-            for index, item, one in zip(chosen, items, logits, strict=True):
-                yield index, one, item["mask"].to(one.device)
+        return self._scorer.predict(self.network, indices)
 
     def keep_if_best(self, dice: float) -> bool:
         """Keeps a copy of the weights if their score is the best so far."""
@@ -201,13 +160,6 @@ class Engine:
     def use_best(self) -> None:
         """Puts the best weights into the network."""
         self.network.load_state_dict(self.best_weights)
-
-    def _gather(self, share: Any) -> list[Any]:
-        if self.fabric.world_size == 1:
-            return [share]
-        shares: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(shares, share)
-        return shares
 
     def state(self) -> dict[str, Any]:
         """Returns what `load_state` needs to go on: tensors, numbers and text only."""
@@ -237,50 +189,3 @@ class Engine:
         self.epoch, self.history = state["epoch"], list(state["history"])
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.best_weights = best_weights
-
-
-@contextlib.contextmanager
-def memory_guard(config: TrainConfig) -> Iterator[None]:
-    """Turns a GPU's full memory into a UserError that says what to make smaller."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"--batch {config.batch}, --size {config.size}: they do not fit into the memory of the "
-            "GPU; make one smaller.",
-            code=3,
-        ) from None
-
-
-def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the class of every pixel, (H, W) uint8, at the size of the file."""
-    return to_original(logits, *shape).argmax(0).to(torch.uint8).cpu().numpy()
-
-
-def learning_rate(peak: float, step: int, total: int) -> float:
-    """The rate of step 1..total: a linear warm-up, then half a cosine down to 1 % of the peak."""
-    warm = max(1, round(_WARM_UP * total))
-    if step <= warm:
-        return peak * step / warm
-    done = (step - warm) / max(1, total - warm)
-    return peak * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-class OpWatch(TorchDispatchMode):
-    """Counts the fused ops that really ran inside the block: {"eca": {"cpu": 6}}."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, dict[str, int]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
-        namespace, _, name = func._schema.name.partition("::")
-        if namespace == "medseg":
-            self._count(name, next((a for a in args if isinstance(a, str)), "fused"))
-        elif name.startswith("_scaled_dot_product_"):  # position attention on a GPU is PyTorch's
-            self._count("position", args[0].device.type)
-        return func(*args, **(kwargs or {}))
-
-    def _count(self, op: str, backend: str) -> None:
-        counts = self.seen.setdefault(op, {})
-        counts[backend] = counts.get(backend, 0) + 1

@@ -1,0 +1,92 @@
+"""The val part, scored at the original resolution of its images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from ..data import SegmentationSet, read_mask, to_original
+from ..losses import Loss
+from ..metrics import image_scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The Dice of one image in class 1, 2, ...; None where neither mask nor prediction has it."""
+
+    image: str
+    dice: list[float | None]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores networks on one set.
+
+    Args:
+        data: the val part.
+        fabric: launched; its processes share the images, none gets one twice.
+        loss: from `build_loss`.
+        batch: images a forward pass.
+    """
+
+    data: SegmentationSet
+    fabric: Fabric
+    loss: Loss
+    batch: int
+
+    def score(self, network: nn.Module) -> tuple[list[Scored], float]:
+        """Scores each image at its original size; every process does its share.
+
+        Returns:
+            The scores in the order of the table, the same in every process, and the mean loss.
+        """
+        share: list[tuple[int, Scored, float]] = []
+        mine = range(self.fabric.global_rank, len(self.data), self.fabric.world_size)
+        for index, logits, target in self._logits(network, mine):
+            loss = float(self.loss(logits[None], target[None]))
+            sample = self.data.samples[index]
+            mask = read_mask(sample.mask, self.data.table)
+            dice = image_scores(labels_at(logits, mask.shape), mask, len(self.data.table.names))
+            share.append((index, Scored(sample.image.name, dice), loss))
+        rows = sorted((row for part in self._gather(share) for row in part), key=lambda row: row[0])
+        return [row[1] for row in rows], float(np.mean([row[2] for row in rows]))
+
+    def predict(self, network: nn.Module, indices: Sequence[int]) -> list[np.ndarray]:
+        """Returns the predicted class of every pixel of some images."""
+        masks = (self.data.samples[index].mask for index in indices)
+        shapes = [read_mask(mask, self.data.table).shape for mask in masks]
+        return [
+            labels_at(logits, shape)
+            for (_, logits, _), shape in zip(self._logits(network, indices), shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _logits(
+        self, network: nn.Module, indices: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields (index, logits (K, size, size), target (size, size))."""
+        network.eval()
+        for start in range(0, len(indices), self.batch):
+            chosen = indices[start : start + self.batch]
+            items: list[Any] = [self.data[i] for i in chosen]
+            images = torch.stack([item["image"] for item in items]).to(self.fabric.device)
+            with self.fabric.autocast():
+                logits = network(images).float()
+            for index, item, one in zip(chosen, items, logits, strict=True):
+                yield index, one, item["mask"].to(one.device)
+
+    def _gather(self, share: Any) -> list[Any]:
+        if self.fabric.world_size == 1:
+            return [share]
+        shares: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(shares, share)
+        return shares
+
+
+def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the class of every pixel, (H, W) uint8, at the size of the file."""
+    return to_original(logits, *shape).argmax(0).to(torch.uint8).cpu().numpy()

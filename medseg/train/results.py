@@ -1,0 +1,92 @@
+"""What a run leaves behind at its end: scores, curves, the report."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+from ..data import read_image, read_mask
+from ..engine import Engine, Scored
+from ..errors import UserError
+from ..prepare import Job
+from ..report import Picture, Report, best_and_worst, curves_file, render
+from ..runs import RunFolder
+
+if TYPE_CHECKING:
+    from ..console import Journal
+
+
+def finish(
+    job: Job,
+    engine: Engine,
+    run: RunFolder | None,
+    journal: "Journal",
+    facts: dict[str, Any],
+    stopped: UserError | None,
+) -> None:
+    """Scores the best weights and writes scores, curves and report."""
+    engine.use_best()
+    rows, _ = engine.score()
+    if run is None:
+        return
+    scores = [row.dice for row in rows]
+    names = job.table.names[1:]
+    columns = dict(zip(names, job.dice_columns, strict=True))
+    best, worst = best_and_worst(scores)
+    report = Report(
+        title=run.path.name,
+        config=job.config.portable(),
+        facts=facts,
+        data={"name": job.data_name, **{p: len(job.table.part(p)) for p in ("train", "val")}},
+        names=names,
+        columns=columns,
+        history=engine.history,
+        scores=scores,
+        best_epoch=engine.best_epoch,
+        best=_pictures(engine, rows, best),
+        worst=_pictures(engine, rows, worst),
+        stopped=str(stopped) if stopped else None,
+    )
+    run.write_rows("scores.csv", job.score_rows(rows))
+    run.write_text("curves.svg", curves_file(engine.history, columns))
+    page = run.write_text("report/index.html", render(report))
+    journal.show(score_table(report))
+    journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
+    journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
+
+
+def _pictures(engine: Engine, rows: list[Scored], places: list[int]) -> list[Picture]:
+    samples = [engine.val_set.samples[place] for place in places]
+    return [
+        Picture(
+            sample.image.name,
+            read_image(sample.image, engine.table.channels),
+            read_mask(sample.mask, engine.table),
+            predicted,
+            rows[place].dice,
+        )
+        for sample, predicted, place in zip(samples, engine.predict(places), places, strict=True)
+    ]
+
+
+def score_table(report: Report) -> Table:
+    title = f"Scores on {report.data['val']} val images, with 95 % intervals"
+    table = Table(title=title, box=box.SIMPLE, title_style="bold")
+    table.add_column("class")
+    for head in ("Dice", "", "IoU", "", "left out"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in report.lines:
+        table.add_row(
+            line.name,
+            *_mean_and_interval(line.dice, line.dice_interval),
+            *_mean_and_interval(line.iou, line.iou_interval),
+            str(line.left_out),
+        )
+    return table
+
+
+def _mean_and_interval(mean: float, ends: tuple[float, float]) -> tuple[str, str]:
+    if math.isnan(mean):
+        return "-", ""
+    return f"{mean:.4f}", f"{ends[0]:.3f}-{ends[1]:.3f}"
