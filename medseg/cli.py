@@ -9,9 +9,10 @@ from .startup import settle
 
 VERBS = {
     "train": "train a network on a folder of images and masks, and write a report",
+    "doctor": "say what this machine has, what each op takes and why, and what to mend",
     "models": "list the networks with their size, cost and origin",
 }
-_MODULES = {"models": "models.__main__"}
+_MODULES = {"doctor": "doctor.__main__", "models": "models.__main__"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

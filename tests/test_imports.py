@@ -21,7 +21,7 @@ FLOORS = (
     SIBLINGS,
     ("engine",),
     ("prepare",),
-    ("train",),
+    ("train", "doctor"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,83 @@
+"""The doctor's words on the terminal."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .finding import Finding
+from .ops import Row
+
+_MARKS = {
+    "fine": "[green]fine[/]",
+    "note": "[cyan]note[/]",
+    "warning": "[yellow]warning[/]",
+    "error": "[bold red]error[/]",
+}
+
+
+def show(console: Console, facts: dict[str, Any], rows: list[Row], found: list[Finding]) -> None:
+    """Prints what there is, what each op takes, and what to mend; what is worst comes last."""
+    versions = ", ".join(
+        f"{name} {known or 'missing'}" for name, known in facts["versions"].items()
+    )
+    console.print(f"medseg {facts['medseg']}, Python {facts['python']}, {facts['system']}")
+    console.print(escape(versions))
+    for device in facts["devices"]:
+        rest = ", ".join(
+            f"{key} {value}" for key, value in device.items() if key != "kind" and value
+        )
+        console.print(escape(f"{device['kind']}: {rest.removeprefix('name ')}"))
+    if rows:
+        console.print(_ops(rows))
+        for line in _why_not(rows):
+            console.print(line, markup=False)
+        console.print()
+    console.print(_findings(found))
+
+
+def _ops(rows: list[Row]) -> Table:
+    table = Table(box=box.SIMPLE, title="Ops", title_style="bold", title_justify="left")
+    for head in ("op", "device", "takes"):
+        table.add_column(head, no_wrap=True)
+    for head in ("off float64", "plain PyTorch", "ms", "plain PyTorch"):
+        table.add_column(head, justify="right")
+    for row in [row for row in rows if row.taken or row.trial]:
+        trial = row.trial or {}
+        name = row.backend if row.taken else f"({row.backend})"
+        gaps = [_shown(trial.get(key), ".0e") for key in ("error", "plain")]
+        times = [_shown(trial.get(key), ".2f") for key in ("ms", "plain_ms")]
+        table.add_row(row.op, row.device, name, *gaps, *times)
+    return table
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _why_not(rows: list[Row]) -> list[str]:
+    """Each reason once, with the ops that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.why_not:
+            reasons.setdefault(row.why_not, []).append(row.op)
+    every = {row.op for row in rows}
+    return [
+        f"not taken: {why} ({'all ops' if set(ops) == every else ', '.join(ops)})"
+        for why, ops in reasons.items()
+    ]
+
+
+def _findings(found: list[Finding]) -> Table:
+    table = Table(box=box.SIMPLE, title="Findings", title_style="bold", title_justify="left")
+    table.add_column("")
+    table.add_column("what", no_wrap=True)
+    table.add_column("finding", overflow="fold")
+    for one in found:
+        words = escape(one.says)
+        if one.remedy:
+            words += f"\n[bold]$ {escape(one.remedy)}[/]"
+        table.add_row(_MARKS[one.level], escape(one.topic), words)
+    return table
