@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from ..losses import IGNORE
 from .files import parallel
+from .memory import free_memory
 
 _CHUNK = 32  # samples read at a time, so that the budget is passed by a few at most
-_CGROUP = Path("/sys/fs/cgroup")
 UNKNOWN = 255  # what IGNORE is in a kept mask: class indices end at 254
 
 Decoded = tuple[np.ndarray, np.ndarray]  # image in the file's depth, mask uint8
@@ -43,22 +42,6 @@ def keep_decoded(
                 return kept
             kept.append((image, mask))
     return kept
-
-
-def free_memory() -> int:
-    """Bytes that a process may still take, of the machine's and of its control group's."""
-    bounds = [1 << 62]
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        bounds.append(int(fields["MemAvailable"].split()[0]) << 10)
-    except (OSError, KeyError, ValueError):  # no Linux: the budget alone counts
-        pass
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        bounds.append(limit - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # "max": no limit
-        pass
-    return max(0, min(bounds))
 
 
 def pack_mask(mask: np.ndarray) -> np.ndarray:

@@ -14,15 +14,20 @@ MOST_CLASSES = 255  # a class index fits in a byte, and one byte value means "no
 
 
 def class_table(
-    root: Path, samples: list[Sample], found: list[list[int]], classes: int | None
+    root: Path,
+    samples: list[Sample],
+    found: list[list[int]],
+    classes: int | None,
+    ignore: int | None,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Mask values and names of class 0, 1, ...; every value found belongs to one.
 
     Args:
         root: folder that may hold classes.json.
         samples: the pairs of the set.
-        found: the values that occur in the mask of each.
+        found: the values that occur in the mask of each, without ``ignore``.
         classes: how many there must be; None takes what is known.
+        ignore: a mask value that is no class, even if classes.json names it.
 
     Raises:
         UserError: classes.json is not {value: name}, a value has no class, or the count differs.
@@ -30,9 +35,9 @@ def class_table(
     if classes is not None and not 2 <= classes <= MOST_CLASSES:
         raise UserError(f"--classes {classes}: take 2 to {MOST_CLASSES}, background included.", 2)
     path = root / "classes.json"
-    named = _read_classes(path) if path.exists() else None
+    named = _read_classes(path, ignore) if path.exists() else None
     if named is None:
-        values = _values_found(samples, found, classes)
+        values = _values_found(samples, found, classes, ignore)
         return values, ("background", *(f"class {value}" for value in values[1:]))
     if classes not in (None, len(named)):
         raise UserError(
@@ -43,13 +48,14 @@ def class_table(
     return tuple(named), tuple(named.values())
 
 
-def _read_classes(path: Path) -> dict[int, str]:
+def _read_classes(path: Path, ignore: int | None) -> dict[int, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         named = {int(value): name.strip() for value, name in content.items()}
         " ".join(named.values()).encode()  # half a surrogate pair is no text
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         named = {}
+    named.pop(-1 if ignore is None else ignore, None)
     if not all(0 <= value <= 65535 and name for value, name in named.items()):
         named = {}
     if not 2 <= len(named) == len(set(named.values())) <= MOST_CLASSES:
@@ -79,7 +85,7 @@ def _refuse_unknown(
 
 
 def _values_found(
-    samples: list[Sample], found: list[list[int]], classes: int | None
+    samples: list[Sample], found: list[list[int]], classes: int | None, ignore: int | None
 ) -> tuple[int, ...]:
     """The values that occur, or 0 .. classes - 1 where all lie in there."""
     values = sorted({value for present in found for value in present})
@@ -93,7 +99,7 @@ def _values_found(
         )
     if classes is None or len(values) == classes:
         return tuple(values)
-    if values[-1] < classes:
+    if values[-1] < classes and ignore not in range(classes):
         return tuple(range(classes))
     raise UserError(
         f"--classes {classes}: the masks in {masks} hold {quote(values)}; "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,14 +13,14 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
 from ..losses import IGNORE
+from .header import Header, open_picture, read_header, refuse_too_large
 from .table import Table
 
 _STRANGE = IGNORE - 1  # of a mask value that belongs to no class
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_LARGE = threading.Lock()  # large images are decoded one by one, each if it fits beside the others
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 Item = TypeVar("Item")
@@ -33,7 +35,7 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, or its pixels are neither 8 nor 16 bit.
     """
-    pixels = _decode(path)
+    pixels, _ = _decode(path)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"{path} has {pixels.dtype} pixels: save it with 8 or 16 bits a channel.", code=3
@@ -56,13 +58,8 @@ def refuse_turned(path: Path) -> None:
     Raises:
         UserError: the entry is there and says so.
     """
-    try:
-        with Image.open(path) as picture:
-            known = picture.format in ("JPEG", "MPO", "TIFF")  # a PNG would be decoded for it
-            turned = known and picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return  # what OpenCV cannot read either, `read_image` refuses
-    if turned:
+    header = read_header(path)
+    if header is not None and header.turned:
         raise UserError(
             f"{path} is turned or mirrored by its EXIF entry, so that its mask could be meant for "
             "either view: save the image upright, without the entry.",
@@ -78,8 +75,8 @@ def read_mask_values(path: Path) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, has colours, a palette, or values that are not integers.
     """
-    pixels = _decode(path)
-    if _is_palette(path):
+    pixels, header = _decode(path)
+    if header.palette:
         return _palette_indices(path)
     if pixels.ndim == 3:
         raise UserError(
@@ -139,20 +136,23 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
         return list(pool.map(work, items))
 
 
-def _decode(path: Path) -> np.ndarray:
-    """The pixels as OpenCV has them (BGR). Bytes are read by numpy: any file name works."""
+def _decode(path: Path) -> tuple[np.ndarray, Header]:
+    """The pixels as OpenCV gives them, (H, W) or (H, W, C), BGR; and what the file says of them."""
     _prepare_opencv()
-    try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error):
-        pixels = None
-    if pixels is None:
+    header = read_header(path)
+    pixels = None
+    if header is not None:
+        with _LARGE if header.large else contextlib.nullcontext():
+            refuse_too_large(path, header)
+            with contextlib.suppress(OSError, cv2.error):
+                pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if header is None or pixels is None:
         raise UserError(
             f"{path} cannot be read as an image (missing, empty or damaged): "
             "replace it or take it and its partner out.",
             code=3,
         )
-    return pixels
+    return pixels, header
 
 
 @functools.cache
@@ -162,16 +162,8 @@ def _prepare_opencv() -> None:
     cv2.setNumThreads(0)
 
 
-def _is_palette(path: Path) -> bool:
-    try:
-        with Image.open(path) as header:
-            return header.mode in ("P", "PA")
-    except (OSError, ValueError, Image.DecompressionBombError):  # OpenCV could read it: no palette
-        return False
-
-
 def _palette_indices(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         indices = np.asarray(picture if picture.mode == "P" else picture.getchannel(0))
         colours = picture.getpalette("RGB") or []
     used = present_values(indices)

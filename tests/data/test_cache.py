@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from medseg.data import IGNORE, cache
-from medseg.data.cache import free_memory, keep_decoded, pack_mask, unpack_mask
+from medseg.data import IGNORE, cache, memory
+from medseg.data.cache import keep_decoded, pack_mask, unpack_mask
+from medseg.data.memory import free_memory
 
 
 def read(item):
@@ -33,7 +34,7 @@ def test_free_memory_heeds_the_control_group(monkeypatch, tmp_path):
     assert 0 < whole < 1 << 62
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("2000\n")
-    monkeypatch.setattr(cache, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert free_memory() == 3000
     (tmp_path / "memory.max").write_text("max\n")
     assert free_memory() > 3000
