@@ -138,7 +138,7 @@ class DRRMSAN(Network):
         y = self.enc1(x)
         skips, pooled = [y], {"avg": x, "max": x, "min": x}
         for level in range(1, 4):
-            pooled = {kind: pool(pooled[kind]) for kind, pool in self.pools.items()}
+            pooled = {kind: self.laid_out(pool(pooled[kind])) for kind, pool in self.pools.items()}
             inject = self.get_submodule(f"inject{level}")
             injected = [inject.get_submodule(kind)(copy) for kind, copy in pooled.items()]
             y = self.get_submodule(f"down{level}")(F.max_pool2d(y, 2))

@@ -81,9 +81,13 @@ class Network(nn.Module):
         if below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
             crop = partial(_cut, height=height, width=width)
-        if x.device.type == "cpu" and self.channels_last_on_cpu and x.stride(1) != 1:
-            x = x.clone(memory_format=torch.channels_last)  # `to` would leave a grey image alone
-        return x, crop
+        return self.laid_out(x), crop
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """The image in the layout of the maps; what pools or slices a grey one has to ask again."""
+        if x.device.type != "cpu" or not self.channels_last_on_cpu or x.stride(1) == 1:
+            return x
+        return x.clone(memory_format=torch.channels_last)  # `to` would leave a grey image alone
 
     def legal_size(self, side: int) -> int:
         """The least height or width of the body that an image of that height or width fits in."""

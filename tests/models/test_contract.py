@@ -113,19 +113,15 @@ def test_channels_and_classes(name, in_channels, classes):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("training", [False, True])
 def test_maps_are_channels_last_on_a_cpu(name, channels, training):
-    """Those that convolutions of more than one channel read, as those they write.
-
-    A pooled copy of a grey image has no layout, and what one convolution makes of it may be NCHW.
-    """
+    """Those that convolutions read and write, of a grey image too: between them no copy is made."""
     model = create_model(name, in_channels=channels, classes=CLASSES).train(training)
     seen = []
     for module in model.modules():
-        kind = isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
-        if kind and module.in_channels > 1:
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             module.register_forward_hook(lambda module, given, out: seen.extend([*given, out]))
-    model(torch.rand(2, channels, 64, 64))
+    model(torch.rand(2, channels, 128, 128))  # maps of one pixel would have no layout
     assert len(seen) > 20
-    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
+    assert all(each.stride(1) == 1 or min(each.shape) == 1 for each in seen)
 
 
 @pytest.mark.parametrize("size", [(5, 18), (1, 1)])
