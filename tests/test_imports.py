@@ -19,6 +19,7 @@ FLOORS = (
     ("layers",),
     ("models",),
     SIBLINGS,
+    ("inference",),
     ("engine",),
     ("prepare",),
     ("train", "doctor"),

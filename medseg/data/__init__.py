@@ -2,8 +2,8 @@
 
 from .augment import build_augmentation
 from .dataset import SegmentationSet
-from .files import read_image, read_mask
-from .geometry import IGNORE, to_original
+from .files import match_channels, read_image, read_mask
+from .geometry import IGNORE, fit_image, pad_image, to_original, to_planes
 from .load import load_table
 from .patches import FOREGROUND, PatchSet, patches_to_cover
 from .smear import write_blood_smear
@@ -17,10 +17,14 @@ __all__ = [
     "SegmentationSet",
     "Table",
     "build_augmentation",
+    "fit_image",
     "load_table",
+    "match_channels",
+    "pad_image",
     "patches_to_cover",
     "read_image",
     "read_mask",
     "to_original",
+    "to_planes",
     "write_blood_smear",
 ]

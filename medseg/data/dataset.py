@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from .cache import Decoded, keep_decoded, pack_mask, unpack_mask
 from .files import read_image, read_mask
-from .geometry import fit_image, fit_mask
+from .geometry import fit_image, fit_mask, to_planes
 from .table import Sample, Table
 
 
@@ -70,10 +70,8 @@ class SegmentationSet(Dataset[Item]):
 
 def as_item(pixels: np.ndarray, mask: np.ndarray, index: int) -> Item:
     """Tensors of (size, size, C) pixels in the file's depth and a packed (size, size) mask."""
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    image = np.divide(planes, np.iinfo(pixels.dtype).max, dtype=np.float32)
     return {
-        "image": torch.from_numpy(image),
+        "image": to_planes(pixels),
         "mask": torch.from_numpy(unpack_mask(mask)),
         "index": index,
     }

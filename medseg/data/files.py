@@ -40,16 +40,25 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
         raise UserError(
             f"{path} has {pixels.dtype} pixels: save it with 8 or 16 bits a channel.", code=3
         )
+    if pixels.ndim == 3 and pixels.shape[2] >= 3:
+        pixels = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2RGB)
+    return match_channels(pixels, channels)
+
+
+def match_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    """(H, W), or (H, W, C) gray or RGB, with transparency or without -> (H, W, 1 or 3).
+
+    None leaves gray gray and RGB in its colours.
+    """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
-    if pixels.shape[2] >= 3:
-        pixels = cv2.cvtColor(pixels[:, :, :3], cv2.COLOR_BGR2RGB)
-    wanted = pixels.shape[2] if channels is None else channels
-    if wanted == 3 and pixels.shape[2] != 3:
-        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
-    elif wanted == 1 and pixels.shape[2] == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[:, :, None]
-    return pixels
+    found = 3 if pixels.shape[2] >= 3 else 1
+    pixels = pixels[:, :, :found]
+    if channels in (None, found):
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None]
 
 
 def refuse_turned(path: Path) -> None:

@@ -46,6 +46,21 @@ def fit_image(image: np.ndarray, size: int) -> np.ndarray:
     return square.reshape(size, size, image.shape[2])
 
 
+def pad_image(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, C), H and W up to ``size`` -> (size, size, C): reflected around itself, centred."""
+    down, right = size - image.shape[0], size - image.shape[1]
+    if down or right:
+        edges = (down // 2, down - down // 2, right // 2, right - right // 2)
+        image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT)
+    return image.reshape(size, size, -1)
+
+
+def to_planes(pixels: np.ndarray) -> Tensor:
+    """(H, W, C) uint8 or uint16 -> float32 (C, H, W) in 0..1, what a network is given."""
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return torch.from_numpy(np.divide(planes, np.iinfo(pixels.dtype).max, dtype=np.float32))
+
+
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """(H, W) class indices -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
     box = letterbox(mask.shape[0], mask.shape[1], size)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from .cache import UNKNOWN, Decoded, keep_decoded, pack_mask
 from .dataset import Item, as_item
 from .files import parallel, read_image, read_mask
+from .geometry import pad_image
 from .table import Sample, Table
 
 FOREGROUND = 1 / 3  # of the patches, as nnU-Net has it
@@ -131,9 +132,8 @@ def cut_patch(pixels: np.ndarray, mask: np.ndarray, corner: tuple[int, ...], siz
     down, right = size - labels.shape[0], size - labels.shape[1]
     if down or right:
         edges = (down // 2, down - down // 2, right // 2, right - right // 2)
-        image = cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT)
         labels = cv2.copyMakeBorder(labels, *edges, cv2.BORDER_CONSTANT, value=(UNKNOWN,))
-    return image.reshape(size, size, -1), labels
+    return pad_image(image, size), labels
 
 
 def patches_to_cover(shapes: Sequence[tuple[int, int]], size: int) -> int:

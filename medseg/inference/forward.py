@@ -1,0 +1,36 @@
+"""A network called on squares."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Forward:
+    """Runs squares through a network, under its precision and with flips.
+
+    Args:
+        network: in eval mode.
+        precision: "fp32", "bf16" or "fp16".
+        flips: average the probabilities over the square and its three mirror images.
+    """
+
+    def __init__(self, network: nn.Module, precision: str = "fp32", flips: bool = False) -> None:
+        self.network = network
+        self.device = next(network.parameters()).device
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.flips: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)
+
+    @torch.inference_mode()
+    def __call__(self, squares: Tensor) -> Tensor:
+        """float32 (N, C, size, size) -> float32 logits (N, K, size, size).
+
+        With flips they are log probabilities, whose softmax is the average.
+        """
+        squares = squares.to(self.device, non_blocking=True)
+        found = []
+        for dims in self.flips:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                logits = self.network(squares.flip(dims) if dims else squares)
+            found.append(logits.float().flip(dims) if dims else logits.float())
+        if len(found) == 1:
+            return found[0]
+        return torch.stack([each.log_softmax(1) for each in found]).logsumexp(0)
