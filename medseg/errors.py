@@ -4,7 +4,7 @@ Imports nothing heavy: the commands read this file before PyTorch may be loaded.
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 
 class UserError(ValueError):
@@ -19,6 +19,16 @@ class UserError(ValueError):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+Refuse = Callable[
+    [UserError], None
+]  # hears an error; where it returns, the faulty item is left out
+
+
+def stop(error: UserError) -> None:
+    """Raises the error: the first one ends the work. Who wants them all passes another Refuse."""
+    raise error
 
 
 def did_you_mean(value: str, known: Collection[str], prefix: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import Refuse, UserError, stop
 from .files import first_of, quote
 from .table import Sample
 
@@ -19,6 +19,7 @@ def class_table(
     found: list[list[int]],
     classes: int | None,
     ignore: int | None,
+    refuse: Refuse = stop,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Mask values and names of class 0, 1, ...; every value found belongs to one.
 
@@ -28,6 +29,7 @@ def class_table(
         found: the values that occur in the mask of each, without ``ignore``.
         classes: how many there must be; None takes what is known.
         ignore: a mask value that is no class, even if classes.json names it.
+        refuse: hears of each mask with a value that has no class, and by default raises.
 
     Raises:
         UserError: classes.json is not {value: name}, a value has no class, or the count differs.
@@ -44,7 +46,7 @@ def class_table(
             f"--classes {classes}: {path} names {len(named)} classes; leave the flag out.",
             code=2,
         )
-    _refuse_unknown(path, named, samples, found)
+    _refuse_unknown(path, named, samples, found, refuse)
     return tuple(named), tuple(named.values())
 
 
@@ -68,20 +70,23 @@ def _read_classes(path: Path, ignore: int | None) -> dict[int, str]:
 
 
 def _refuse_unknown(
-    path: Path, named: dict[int, str], samples: list[Sample], found: list[list[int]]
+    path: Path,
+    named: dict[int, str],
+    samples: list[Sample],
+    found: list[list[int]],
+    refuse: Refuse,
 ) -> None:
     strange = [
         (sample.mask, unknown)
         for sample, values in zip(samples, found, strict=True)
         if (unknown := [value for value in values if value not in named])
     ]
-    if strange:
-        mask, unknown = strange[0]
-        raise UserError(
+    for mask, unknown in strange:
+        words = (
             f"{mask}{first_of(len(strange))} has {quote(unknown)}, but {path} lists "
-            f"{quote(named)}: correct the mask or add the class.",
-            code=3,
+            f"{quote(named)}: correct the mask or add the class."
         )
+        refuse(UserError(words, 3))
 
 
 def _values_found(

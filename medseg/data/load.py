@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import UserError
 from .classes import class_table
 from .clusters import Clusters
@@ -80,9 +82,9 @@ def load_table(
         refuse_divided(table_file, samples)
     channels, found = _inspect(samples)
     found = [[value for value in values if value != ignore] for values in found]
-    _refuse_single_class(root, samples, found)
+    refuse_single_class(root, samples, found)
     values, names = class_table(root, samples, found, classes, ignore)
-    _refuse_blank_val(root, samples, found, values[0])
+    refuse_blank_val(root, samples, found, values[0])
     return Table(root, tuple(samples), values, names, channels, ignore)
 
 
@@ -91,16 +93,9 @@ def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:
 
     def look(sample: Sample) -> tuple[int, list[int]] | UserError:
         try:
-            refuse_turned(sample.image)
-            image, mask = read_image(sample.image), read_mask_values(sample.mask)
+            image, mask = read_pair(sample)
         except UserError as error:
             return error
-        if image.shape[:2] != mask.shape:
-            return UserError(
-                f"{sample.image} is {image.shape[1]}x{image.shape[0]} pixels, but its mask "
-                f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]}: make them the same size.",
-                code=3,
-            )
         return image.shape[2], present_values(mask)
 
     seen = parallel(look, samples)
@@ -112,7 +107,29 @@ def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:
     return max(channels for channels, _ in good), [values for _, values in good]
 
 
-def _refuse_single_class(root: Path, samples: list[Sample], found: list[list[int]]) -> None:
+def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, C) and mask values (H, W) as they are in the files.
+
+    Raises:
+        UserError: one cannot be used, or they differ in size.
+    """
+    refuse_turned(sample.image)
+    image, mask = read_image(sample.image), read_mask_values(sample.mask)
+    if image.shape[:2] != mask.shape:
+        raise UserError(
+            f"{sample.image} is {image.shape[1]}x{image.shape[0]} pixels, but its mask "
+            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]}: make them the same size.",
+            code=3,
+        )
+    return image, mask
+
+
+def refuse_single_class(root: Path, samples: list[Sample], found: list[list[int]]) -> None:
+    """Refuses training masks of one value, ``found`` being those of each mask.
+
+    Raises:
+        UserError: they are such.
+    """
     pairs = zip(samples, found, strict=True)
     values = sorted(_union(present for sample, present in pairs if sample.split == "train"))
     if len(values) < 2:
@@ -123,9 +140,14 @@ def _refuse_single_class(root: Path, samples: list[Sample], found: list[list[int
         )
 
 
-def _refuse_blank_val(
+def refuse_blank_val(
     root: Path, samples: list[Sample], found: list[list[int]], background: int
 ) -> None:
+    """Refuses val masks of background alone, ``found`` being the values of each mask.
+
+    Raises:
+        UserError: they are such.
+    """
     pairs = zip(samples, found, strict=True)
     if not _union(present for sample, present in pairs if sample.split == "val") - {background}:
         raise UserError(

@@ -6,7 +6,7 @@ import csv as csv_format
 import os
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import Refuse, UserError, stop
 from .clusters import Clusters
 from .files import EXTENSIONS, first_of
 from .paths import refuse_odd_file
@@ -31,53 +31,65 @@ def find_csv(root: Path, csv: Path | None) -> Path | None:
     raise UserError(f"--csv {csv}: there is no such file, here or in {root}; name a CSV file.", 3)
 
 
-def pair_by_stem(root: Path, clusters: Clusters) -> list[Sample]:
+def pair_by_stem(root: Path, clusters: Clusters, refuse: Refuse = stop) -> list[Sample]:
     """The files of one stem in ``root/images`` and ``root/masks``, all to train on.
+
+    ``refuse`` hears of each file that has no partner or cannot be used, and by default raises.
 
     Raises:
         UserError: a file has no partner, or is none that can be used.
     """
-    images, masks = (_files_by_stem(root, name) for name in ("images", "masks"))
+    images, masks = (_files_by_stem(root, name, refuse) for name in ("images", "masks"))
     for missing, kind, other in (
         (sorted(images.keys() - masks.keys()), "mask", images),
         (sorted(masks.keys() - images.keys()), "image", masks),
     ):
-        if missing:
-            raise UserError(
-                f"{other[missing[0]]}{first_of(len(missing))} has no {kind} of the same name in "
-                f"{root / kind}s: add it, take the file out, or list pairs in split.csv.",
-                code=3,
+        for stem in missing:
+            words = (
+                f"{other[stem]}{first_of(len(missing))} has no {kind} of the same name in "
+                f"{root / kind}s: add it, take the file out, or list pairs in split.csv."
             )
+            refuse(UserError(words, 3))
     clusters.refuse_missing_column(root, None)
     return [
         Sample(images[stem], masks[stem], "train", "", clusters.of(images[stem], {}, ""))
-        for stem in sorted(images)
+        for stem in sorted(images.keys() & masks.keys())
     ]
 
 
-def _files_by_stem(root: Path, part: str) -> dict[str, Path]:
+def _files_by_stem(root: Path, part: str, refuse: Refuse) -> dict[str, Path]:
     folder = root / part
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: put images/ and masks/ into the data folder.", 3)
+        words = f"{folder} does not exist: put images/ and masks/ into the data folder."
+        refuse(UserError(words, 3))
+        return {}
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
             continue
-        refuse_odd_file(root, path)
+        try:
+            refuse_odd_file(root, path)
+        except UserError as error:
+            refuse(error)
+            continue
         if path.stem in files:
-            raise UserError(
+            words = (
                 f"{files[path.stem]} and {path.name} have the same name, so their pair is unclear: "
-                "keep one or list the pairs in split.csv.",
-                code=3,
+                "keep one or list the pairs in split.csv."
             )
+            refuse(UserError(words, 3))
+            continue
         files[path.stem] = path
     if not files:
-        raise UserError(f"{folder} holds no image: add files ending in {' '.join(EXTENSIONS)}.", 3)
+        words = f"{folder} holds no image: add files ending in {' '.join(EXTENSIONS)}."
+        refuse(UserError(words, 3))
     return files
 
 
-def read_rows(root: Path, path: Path, clusters: Clusters) -> list[Sample]:
+def read_rows(root: Path, path: Path, clusters: Clusters, refuse: Refuse = stop) -> list[Sample]:
     """The samples of a CSV file, in its order.
+
+    ``refuse`` hears of each row that cannot be used, and by default raises.
 
     Raises:
         UserError: it is no such table, or names a file that cannot be used.
@@ -101,9 +113,15 @@ def read_rows(root: Path, path: Path, clusters: Clusters) -> list[Sample]:
     clusters.refuse_missing_column(path, header)
     samples: dict[Path, Sample] = {}
     for line, row in rows:
-        sample = _sample(root, f"{path} line {line}", row, clusters)
+        where = f"{path} line {line}"
+        try:
+            sample = _sample(root, where, row, clusters)
+        except UserError as error:
+            refuse(error)
+            continue
         if sample.image in samples:
-            raise UserError(f"{path} line {line} lists {row['image']} a second time: keep one.", 3)
+            refuse(UserError(f"{where} lists {row['image']} a second time: keep one.", 3))
+            continue
         samples[sample.image] = sample
     return list(samples.values())
 
