@@ -6,7 +6,6 @@ One file that opens anywhere: styles and pictures are inside, nothing is fetched
 import json
 import sys
 from collections.abc import Sequence
-from importlib.resources import files
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from typing import Any
 from bench.cases import LARGE, TABLE
 from bench.charts import KINDS, Rows, ratios, roofline
 from bench.results import FOLDER, FUSED, YARDSTICKS
+from medseg import look
 
 SHORT = {"nchw": "NCHW", "channels_last": "channels_last"}
 FORMS = {  # of whole networks, by contender
@@ -40,18 +40,14 @@ def draw(path: Path) -> Path:
 
 def render(report: dict[str, Any]) -> str:
     """Returns the page of a results file."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["ms"] = _milliseconds
-    template = environment.from_string((Path(__file__).parent / "page.html.j2").read_text())
-    style = (files("medseg.report") / "style.css").read_text(encoding="utf-8")
     rows = report["rows"]
     contests = [Contest(group) for group in _groups(rows, "op")]
-    return template.render(
+    return look.render(
+        "bench",
+        "page.html.j2",
         report=report,
-        style=Markup(style),
+        colours=[],
+        ms=_milliseconds,
         runs=_runs(rows),
         tiles=_tiles(contests),
         goals=[g for c in contests for g in c.goals],

@@ -11,7 +11,18 @@ import pytest
 import medseg
 
 ROOT = Path(__file__).resolve().parents[1]
-SIBLINGS = ("config", "console", "data", "flags", "losses", "metrics", "report", "runs")
+SIBLINGS = (
+    "config",
+    "console",
+    "data",
+    "flags",
+    "losses",
+    "metrics",
+    "report",
+    "runs",
+    "findings",
+    "look",
+)
 # From the ground up: a part imports itself and lower floors; siblings also one another.
 FLOORS = (
     ("errors", "startup"),

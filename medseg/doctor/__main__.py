@@ -13,10 +13,8 @@ from medseg.startup import settle
 if TYPE_CHECKING:  # imported once settle() is done
     from argparse import Namespace
 
-    from .finding import Finding
+    from ..findings import Finding
     from .ops import Row
-
-LEVELS = ("fine", "note", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look(flags: "Namespace") -> int:
     facts, rows, findings = examine(flags)
-    findings.sort(key=lambda finding: LEVELS.index(finding.level))
-    healthy = not any(finding.level == "error" for finding in findings)
+    from ..findings import by_level, fits
+
+    healthy = fits(findings)
     if flags.json:
         document = {**facts, "ops": [row.as_dict() for row in rows]}
-        document |= {"findings": [asdict(one) for one in findings], "healthy": healthy}
+        document |= {"findings": [asdict(one) for one in by_level(findings)], "healthy": healthy}
         print(json.dumps(document, indent=1))
     else:
         from rich.console import Console

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..findings import Finding
 from ..startup import describe_huge_pages
-from .finding import Finding
 
 SHM = Path("/dev/shm")
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")

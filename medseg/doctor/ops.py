@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .finding import Finding
+from ..findings import Finding
 from .trial import CASES
 
 _SECONDS = 300  # for all trials of a process; a hang is a finding

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from .finding import Finding
+from ..findings import Finding
 
 OPENCV = (
     "opencv-python",

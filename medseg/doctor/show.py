@@ -7,15 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .finding import Finding
+from ..findings import Finding, findings_table
 from .ops import Row
-
-_MARKS = {
-    "fine": "[green]fine[/]",
-    "note": "[cyan]note[/]",
-    "warning": "[yellow]warning[/]",
-    "error": "[bold red]error[/]",
-}
 
 
 def show(console: Console, facts: dict[str, Any], rows: list[Row], found: list[Finding]) -> None:
@@ -35,7 +28,7 @@ def show(console: Console, facts: dict[str, Any], rows: list[Row], found: list[F
         for line in _why_not(rows):
             console.print(line, markup=False)
         console.print()
-    console.print(_findings(found))
+    console.print(findings_table(found))
 
 
 def _ops(rows: list[Row]) -> Table:
@@ -68,16 +61,3 @@ def _why_not(rows: list[Row]) -> list[str]:
         f"not taken: {why} ({'all ops' if set(ops) == every else ', '.join(ops)})"
         for why, ops in reasons.items()
     ]
-
-
-def _findings(found: list[Finding]) -> Table:
-    table = Table(box=box.SIMPLE, title="Findings", title_style="bold", title_justify="left")
-    table.add_column("")
-    table.add_column("what", no_wrap=True)
-    table.add_column("finding", overflow="fold")
-    for one in found:
-        words = escape(one.says)
-        if one.remedy:
-            words += f"\n[bold]$ {escape(one.remedy)}[/]"
-        table.add_row(_MARKS[one.level], escape(one.topic), words)
-    return table

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from ..look import COLOURS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# of class 1, 2, ...: one for charts, and a bright one for outlines on images
-COLOURS = ("#0f8b8d", "#d98200", "#6d5bd0", "#d1495b", "#3a8f4d", "#2f6fb7", "#a2549b", "#8a6d3b")
-BRIGHT = ("#1df2e6", "#ffc61a", "#c3b1ff", "#ff7d90", "#7dff6a", "#6cc0ff", "#ff9df0", "#f2d39b")
 _TRAIN, _VAL = "#7c8798", "#d1495b"
 _INK = "#123456"  # stands for the page's text colour until the SVG is on the page
 _STYLE: dict[Any, Any] = {

@@ -1,16 +1,13 @@
 """Fills the template of the report."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from typing import Any
 
-from markupsafe import Markup
-
+from .. import look
 from ..metrics import DEFINITION
-from .figures import BRIGHT, COLOURS, dice_figure, loss_figure, spread_figure
+from .figures import dice_figure, loss_figure, spread_figure
 from .outlines import Picture
 from .scores import ScoreLine, score_lines
 
@@ -40,18 +37,12 @@ class Report:
 
 def render(report: Report) -> str:
     """Returns the page: one HTML text, styles and pictures inside."""
-    from jinja2 import Environment, StrictUndefined
-
-    home = files(__name__.rpartition(".")[0])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["plain"] = _plain
-    environment.filters["score"] = _score
-    template = environment.from_string((home / "page.html.j2").read_text(encoding="utf-8"))
     seconds = [row["seconds"] for row in report.history]
-    return template.render(
+    return look.render(
+        __name__.rpartition(".")[0],
+        "page.html.j2",
         report=report,
-        style=Markup((home / "style.css").read_text(encoding="utf-8")),
-        colours=[(COLOURS[k % 8], BRIGHT[k % 8]) for k in range(len(report.names))],
+        colours=look.class_colours(len(report.names)),
         figures={
             "Loss": loss_figure(report.history),
             "Dice on the val part": dice_figure(report.history, report.columns),
@@ -60,18 +51,3 @@ def render(report: Report) -> str:
         definition=DEFINITION,
         epoch_seconds=sorted(seconds)[len(seconds) // 2],
     )
-
-
-def _plain(value: Any) -> str:
-    """A setting or fact in words."""
-    if value is None or value == [] or value == {}:
-        return "–"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
-    if isinstance(value, list):
-        return " ".join(str(v) for v in value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.3f}"
