@@ -13,10 +13,11 @@ import yaml
 
 from .errors import UserError
 from .flags import check_choice, flag, parse, require, require_least, require_text, values_of
-from .losses import LOSSES
+from .losses import LOSSES, refuse_weights
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+WEIGHTS = ("none", "median")  # of classes, in the loss
 _EPOCHS, _EPOCHS_SYNTHETIC = 30, 12
 
 
@@ -39,6 +40,14 @@ class TrainConfig:
     loss: str = flag("dice_ce", f"one of {', '.join(LOSSES)}")
     size: int = flag(128, "height and width the network sees; scores are at original size")
     classes: int | None = flag(None, "classes with the background; none: counted in the masks")
+    ignore_index: int | None = flag(None, "mask value of pixels that nobody knows; never learned")
+    class_weights: str = flag("none", "of the loss: none, or median (median frequency balancing)")
+    group_by: str | None = flag(
+        None, "what no split divides: column of the CSV, or regular expression on file names"
+    )
+    folds: int | None = flag(None, "divide train and val anew into so many parts")
+    fold: int = flag(0, "the part of --folds that validates, from 0")
+    cache: float = flag(1.0, "GB of memory for decoded images, on each machine; 0: none")
     augment: bool = flag(True, "flips, turns and colour changes of the training batches")
     precision: str = flag("fp32", "fp32, bf16 or fp16; parameters stay fp32")
     devices: str = flag("auto", "auto, cpu, cuda, or how many: 2, cpu:2, cuda:2")
@@ -65,7 +74,23 @@ class TrainConfig:
         require_text(self)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("backend", self.backend, BACKENDS)
+        self._check_data()
         self.accelerator_and_count()
+
+    def _check_data(self) -> None:
+        """Refuses values of the flags about data that no data can have."""
+        check_choice("class_weights", self.class_weights, WEIGHTS)
+        if self.class_weights != "none" and self.loss in LOSSES:
+            refuse_weights(self.loss)
+        require_least(self, 0, "cache")
+        fine = self.ignore_index is None or 0 <= self.ignore_index <= 65535
+        require(fine, "ignore_index", self.ignore_index, "must be a mask value, 0..65535")
+        require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be 2 or more")
+        if self.folds is None:
+            require(self.fold == 0, "fold", self.fold, "needs --folds with their number")
+        else:
+            fine = 0 <= self.fold < self.folds
+            require(fine, "fold", self.fold, f"must lie in 0..{self.folds - 1}, as --folds says")
 
     def accelerator_and_count(self) -> tuple[str, int | None]:
         """Returns ("auto" | "cpu" | "cuda", how many or None) as `devices` says."""

@@ -8,7 +8,7 @@ DRRMSAN (github.com/Jimut123/drrmsan_tests) and HPDDRNet (github.com/fanjuchen/H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _CLIP = 1e-7  # Keras keeps probabilities this far from 0 and 1
 Loss = Callable[[Any, Tensor], Tensor]
 
 
-def build_loss(name: str, classes: int) -> Loss:
+def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = None) -> Loss:
     """The loss called ``name``: (output, target int64 (N, H, W)) -> scalar.
 
     The output is logits (N, K, H, W), or a pair of those and a tuple of auxiliary logits of the
@@ -42,15 +42,20 @@ def build_loss(name: str, classes: int) -> Loss:
     dpsau2_net: 1 - (2 I + 1) / (S + 1) over the whole batch; of the softmax, mean over all
         classes, or with K = 1 of the sigmoid.
     drrmsan: as "bce", with probabilities clipped to 1e-7 .. 1 - 1e-7.
-    hpddrnet: `ohem_cross_entropy` without class weights.
+    hpddrnet: `ohem_cross_entropy`.
+
+    Weights of classes: each class's term of the Dice and each pixel's term of the focal loss are
+    multiplied by its own; the cross entropy is the weighted mean, sum(w l) / sum(w); hpddrnet takes
+    them as published. The other losses take none.
 
     Args:
         name: one of ``LOSSES``.
         classes: K, background included; 1 for logits of a foreground alone, which only bce,
             dpsau2_net and drrmsan can take.
+        class_weight: K factors of the classes; None for none.
 
     Raises:
-        UserError: ``name`` is unknown.
+        UserError: ``name`` is unknown, or takes no weights.
         ValueError: ``classes`` is below 2, or for those three below 1.
     """
     if name not in LOSSES:
@@ -61,7 +66,14 @@ def build_loss(name: str, classes: int) -> Loss:
             f"classes must be at least {least} for {name}, "
             f"{'background included' if least == 2 else 'the foreground'}, got {classes}"
         )
-    loss, weight = LOSSES[name](classes), AUX_WEIGHTS.get(name, AUX_WEIGHT)
+    if class_weight is None:
+        loss = LOSSES[name](classes)
+    else:
+        refuse_weights(name)
+        if len(class_weight) != classes:
+            raise ValueError(f"class_weight must have {classes} values, got {len(class_weight)}")
+        loss = _WEIGHTED[name](classes, torch.tensor(class_weight, dtype=torch.float32))
+    weight = AUX_WEIGHTS.get(name, AUX_WEIGHT)
 
     def call(output: Any, target: Tensor) -> Tensor:
         logits, aux = output if isinstance(output, tuple) else (output, ())
@@ -72,6 +84,18 @@ def build_loss(name: str, classes: int) -> Loss:
             return total
 
     return call
+
+
+def refuse_weights(name: str) -> None:
+    """Refuses weights of classes for a loss that has no place for them.
+
+    Raises:
+        UserError: it has none.
+    """
+    if name not in _WEIGHTED:
+        raise UserError(
+            f"--class_weights: --loss {name} takes none; those that do: {', '.join(_WEIGHTED)}."
+        )
 
 
 def ohem_cross_entropy(
@@ -114,9 +138,17 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype is torch.float64 else logits.float()
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp(min=1)
+def _cross_entropy(weight: Tensor | None = None) -> Loss:
+    def call(logits: Tensor, target: Tensor) -> Tensor:
+        factors = None if weight is None else weight.to(logits)
+        total = F.cross_entropy(logits, target, factors, ignore_index=IGNORE, reduction="sum")
+        known = target != IGNORE
+        if factors is None:
+            return total / known.sum().clamp(min=1)
+        mass = (factors[target.clamp(min=0)] * known).sum()
+        return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+
+    return call
 
 
 def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -134,7 +166,7 @@ def _clipped(logits: Tensor, target: Tensor) -> Tensor:
     return _binary_cross_entropy(logits.clamp(-limit, limit), target)
 
 
-def _dice(classes: int, smooth: float = 1e-5) -> Loss:
+def _dice(classes: int, weight: Tensor | None = None, smooth: float = 1e-5) -> Loss:
     from monai.losses.dice import DiceLoss
 
     several = classes > 1
@@ -146,31 +178,43 @@ def _dice(classes: int, smooth: float = 1e-5) -> Loss:
         ignore_index=IGNORE,
         smooth_nr=smooth,
         smooth_dr=smooth,
+        weight=weight,
     )
     return lambda logits, target: dice(logits, target[:, None])
 
 
-def _dice_ce(classes: int) -> Loss:
-    dice = _dice(classes)
-    return lambda logits, target: dice(logits, target) + _cross_entropy(logits, target)
+def _dice_ce(classes: int, weight: Tensor | None = None) -> Loss:
+    dice, entropy = _dice(classes, weight), _cross_entropy(weight)
+    return lambda logits, target: dice(logits, target) + entropy(logits, target)
 
 
-def _focal(classes: int) -> Loss:
+def _focal(classes: int, weight: Tensor | None = None) -> Loss:
     from monai.losses.focal_loss import FocalLoss
 
-    focal = FocalLoss(use_softmax=True, to_onehot_y=True, ignore_index=IGNORE)
+    focal = FocalLoss(use_softmax=True, to_onehot_y=True, ignore_index=IGNORE, weight=weight)
     return lambda logits, target: focal(logits, target[:, None])
+
+
+def _ohem(weight: Tensor) -> Loss:
+    return lambda logits, target: ohem_cross_entropy(logits, target, class_weight=weight.to(logits))
 
 
 LOSSES: dict[str, Callable[[int], Loss]] = {
     "dice": _dice,
-    "ce": lambda classes: _cross_entropy,
+    "ce": lambda classes: _cross_entropy(),
     "dice_ce": _dice_ce,
     "focal": _focal,
     "bce": lambda classes: _binary_cross_entropy,
-    "dra_net": lambda classes: _cross_entropy,
+    "dra_net": lambda classes: _cross_entropy(),
     "dpsau2_net": lambda classes: _dice(classes, smooth=1.0),
     "drrmsan": lambda classes: _clipped,
     "hpddrnet": lambda classes: ohem_cross_entropy,
+}
+_WEIGHTED: dict[str, Callable[[int, Tensor], Loss]] = {
+    "dice": _dice,
+    "ce": lambda classes, weight: _cross_entropy(weight),
+    "dice_ce": _dice_ce,
+    "focal": _focal,
+    "hpddrnet": lambda classes, weight: _ohem(weight),
 }
 _BINARY = ("bce", "dpsau2_net", "drrmsan")

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from .losses import IGNORE
+
 DEFINITION = (
     "Dice = 2 |P and T| / (|P| + |T|) and IoU = |P and T| / |P or T| are taken for every image and "
     "every foreground class (the background is never scored), on the labels at the original "
@@ -44,18 +46,22 @@ def image_scores(
 
     Args:
         pred: predicted class indices, (H, W).
-        target: true class indices, (H, W).
+        target: true class indices, (H, W); pixels of ``IGNORE`` are left out.
         classes: K, background included.
 
     Raises:
         ValueError: the shapes differ, or a label is outside 0 .. K - 1.
     """
-    pred_labels, target_labels = _labels(pred, classes, "pred"), _labels(target, classes, "target")
+    pred_labels, target_labels = (
+        _labels(pred, classes, "pred"),
+        _labels(target, classes, "target", IGNORE),
+    )
     if pred_labels.shape != target_labels.shape:
         raise ValueError(
             f"pred is {pred_labels.shape}, target is {target_labels.shape}: not the same"
         )
-    pairs = target_labels.ravel() * classes + pred_labels.ravel()
+    known = target_labels != IGNORE
+    pairs = target_labels[known] * classes + pred_labels[known]
     counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     both = np.diagonal(counts)
     total = counts.sum(0) + counts.sum(1)
@@ -96,10 +102,13 @@ def summarise(rows: Sequence[Sequence[float | None]], seed: int = 0) -> Summary:
     )
 
 
-def _labels(values: np.ndarray | Tensor, classes: int, name: str) -> np.ndarray:
+def _labels(values: np.ndarray | Tensor, classes: int, name: str, least: int = 0) -> np.ndarray:
     labels = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"{name} must hold labels 0 to {classes - 1}, got up to {labels.max()}")
+    if labels.size and not (labels.min() >= least and labels.max() < classes):
+        raise ValueError(
+            f"{name} must hold labels {least} to {classes - 1}, "
+            f"got {labels.min()} to {labels.max()}"
+        )
     return labels.astype(np.int64)
 
 

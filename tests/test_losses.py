@@ -191,3 +191,56 @@ def test_golden_dpsau2(kind):
     loss.backward()
     assert abs(loss.item() - value) <= 1e-12
     assert logits.grad is not None and golden.relative(logits.grad, grad) <= 1e-10
+
+
+WEIGHTED = ("dice", "ce", "dice_ce", "focal", "hpddrnet")
+WEIGHT = (0.5, 2.0, 0.1)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_equal_weights_change_nothing(name):
+    logits, target = batch()
+    target[:, :5] = IGNORE
+    plain, equal = build_loss(name, 3), build_loss(name, 3, (1.0, 1.0, 1.0))
+    torch.testing.assert_close(equal(logits, target), plain(logits, target))
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_classes(name):
+    logits, target = batch()
+    target[:, :5] = IGNORE
+    known = target != IGNORE
+    weight = torch.tensor(WEIGHT)
+    hot = F.one_hot(target[known], 3).float()
+    probabilities = logits.softmax(1).permute(0, 2, 3, 1)[known]
+    own, each = (probabilities * hot).sum(1), weight[target[known]]
+    overlap = (probabilities * hot).sum(0)
+    dice = ((1 - 2 * overlap / (probabilities.sum(0) + hot.sum(0))) * weight).mean()
+    ce = -(each * own.log()).sum() / each.sum()
+    focal = -(each * (1 - own) ** 2 * own.log()).mean()
+    order = own.argsort()[:-1]  # all but the surest
+    ohem = -(each * own.log())[order].mean()
+    expected = {"dice": dice, "ce": ce, "dice_ce": dice + ce, "focal": focal, "hpddrnet": ohem}
+    loss = build_loss(name, 3, WEIGHT)(logits, target)
+    torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weighted_losses_bear_unknown_pixels_alone(name):
+    logits, target = batch()
+    logits.requires_grad_()
+    loss = build_loss(name, 3, WEIGHT)(logits, torch.full_like(target, IGNORE))
+    loss.backward()
+    assert loss.isfinite() and logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WEIGHTED])
+def test_losses_without_weights_refuse_them_by_name(name):
+    with pytest.raises(UserError, match=f"--loss {name} takes none; those that do: dice, ce") as e:
+        build_loss(name, 3, WEIGHT)
+    assert e.value.code == 2
+
+
+def test_one_weight_for_each_class():
+    with pytest.raises(ValueError, match="class_weight must have 3 values, got 2"):
+        build_loss("ce", 3, (1.0, 2.0))

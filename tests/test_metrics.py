@@ -61,7 +61,7 @@ def test_dice_lies_between_zero_and_one_and_is_symmetric(seed):
     [
         (np.zeros((2, 3), int), np.zeros((3, 2), int), "pred is"),
         (np.full((2, 2), 3), np.zeros((2, 2), int), "pred must hold labels 0 to 2"),
-        (np.zeros((2, 2), int), np.full((2, 2), -1), "target must hold labels 0 to 2"),
+        (np.zeros((2, 2), int), np.full((2, 2), -2), "target must hold labels -1 to 2"),
     ],
 )
 def test_bad_labels_are_refused(pred, target, words):
@@ -118,3 +118,9 @@ def test_definition_says_what_is_computed():
     for words in ("original resolution", "left out and counted", "value is 0", "95 %"):
         assert words in DEFINITION
     assert str(RESAMPLES) in DEFINITION
+
+
+def test_unknown_pixels_are_left_out():
+    pred = np.array([[1, 1, 2, 0]])
+    assert image_scores(pred, np.array([[1, -1, -1, 0]]), 3) == [1.0, None]
+    assert image_scores(pred, np.full((1, 4), -1), 3) == [None, None]

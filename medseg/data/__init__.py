@@ -1,8 +1,9 @@
 """Images and masks in a folder: found, checked, read, augmented; and a synthetic set."""
 
-from .augment import build_augmentation
+from .augment import Augmentation, build_augmentation
 from .dataset import SegmentationSet
 from .files import match_channels, read_image, read_mask
+from .frequency import median_frequency_weights
 from .geometry import IGNORE, fit_image, pad_image, to_original, to_planes
 from .load import load_table
 from .patches import FOREGROUND, PatchSet, patches_to_cover
@@ -12,6 +13,7 @@ from .table import Sample, Table
 __all__ = [
     "FOREGROUND",
     "IGNORE",
+    "Augmentation",
     "PatchSet",
     "Sample",
     "SegmentationSet",
@@ -20,6 +22,7 @@ __all__ = [
     "fit_image",
     "load_table",
     "match_channels",
+    "median_frequency_weights",
     "pad_image",
     "patches_to_cover",
     "read_image",

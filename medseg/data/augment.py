@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..losses import IGNORE
+
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def build_augmentation(size: int) -> Augmentation:
+def build_augmentation(size: int, ignore: bool = False) -> Augmentation:
     """Flips, quarter turns, small affine moves, stain, exposure, blur, noise, on whole batches.
 
     The mask moves with its image, by the nearest pixel; both are reflected at the border, so that a
@@ -19,11 +21,12 @@ def build_augmentation(size: int) -> Augmentation:
 
     Args:
         size: side of the square images.
+        ignore: what is moved in over the border is unknown (-1) in the mask, not reflected.
 
     Returns:
         callable: image float32 (N, C, size, size) in 0..1, mask int64 (N, size, size) -> the same.
     """
-    moves, optics = _moves(), _optics()
+    moves, optics = _moves(ignore), _optics()
 
     @torch.no_grad()
     def augment(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,16 +35,18 @@ def build_augmentation(size: int) -> Augmentation:
                 f"image and mask must be {size}x{size}, "
                 f"got {tuple(image.shape)} and {tuple(mask.shape)}"
             )
-        moved, labels = moves(image, mask[:, None].to(image.dtype))
+        # one more, so that the zeros which moves bring in stand for IGNORE
+        moved, labels = moves(image, (mask[:, None] - IGNORE).to(image.dtype))
         changed = optics(_expose(moved)).clamp_(0, 1)
-        return changed, labels[:, 0].round().to(mask.dtype)
+        return changed, labels[:, 0].round().to(mask.dtype) + IGNORE
 
     return augment
 
 
-def _moves() -> Callable[..., list[Tensor]]:
+def _moves(ignore: bool) -> Callable[..., list[Tensor]]:
     """What changes the place of a pixel: image and mask together."""
     import kornia.augmentation as ka
+    from kornia.constants import DataKey, Resample, SamplePadding
 
     return ka.AugmentationSequential(
         ka.RandomHorizontalFlip(p=0.5),
@@ -51,6 +56,13 @@ def _moves() -> Callable[..., list[Tensor]]:
             15, translate=(0.06, 0.06), scale=(0.85, 1.15), padding_mode="reflection", p=0.5
         ),
         data_keys=["input", "mask"],
+        extra_args={
+            DataKey.MASK: {
+                "resample": Resample.NEAREST,
+                "align_corners": None,
+                "padding_mode": SamplePadding.ZEROS if ignore else SamplePadding.REFLECTION,
+            }
+        },
     )
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Clusters:
-    """How ``--group-by`` tells what an image belongs to: a patient, a slide, a specimen.
+    """How ``--group_by`` tells what an image belongs to: a patient, a slide, a specimen.
 
     Args:
         text: name of a CSV column; or, if it has a parenthesis, a regular expression whose first
@@ -34,7 +34,7 @@ class Clusters:
             fine = False
         if not fine:
             raise UserError(
-                f"--group-by {self.text}: with a parenthesis it must be a regular expression whose "
+                f"--group_by {self.text}: with a parenthesis it must be a regular expression whose "
                 r"first group is the patient in the file's name, as in '^(p\d+)_'."
             )
 
@@ -53,12 +53,12 @@ class Clusters:
             return
         if header is None:
             raise UserError(
-                f"--group-by {self.text}: names a column, but {where} has no split.csv: add it, "
+                f"--group_by {self.text}: names a column, but {where} has no split.csv: add it, "
                 r"or give a regular expression on the file names, as in '^(p\d+)_'."
             )
         hint = did_you_mean(self.text, header)
         raise UserError(
-            f"--group-by {self.text}: {where} has no such column{hint}; it has {','.join(header)}."
+            f"--group_by {self.text}: {where} has no such column{hint}; it has {','.join(header)}."
         )
 
     def of(self, image: Path, row: dict[str, str | None], where: str) -> str:
@@ -78,13 +78,13 @@ class Clusters:
             cell = (row.get(self.text) or "").strip()
             if not cell:
                 raise UserError(
-                    f'{where} has nothing in the column "{self.text}" of --group-by: fill it in.', 3
+                    f'{where} has nothing in the column "{self.text}" of --group_by: fill it in.', 3
                 )
             return cell
         match = re.search(self.text, image.stem)
         if not match or not match[1]:
             raise UserError(
-                f"--group-by {self.text}: finds nothing in the name of {image}; correct the "
+                f"--group_by {self.text}: finds nothing in the name of {image}; correct the "
                 "expression, or name a column of split.csv."
             )
         return match[1]

@@ -81,7 +81,7 @@ def refuse_divided(path: Path, samples: Sequence[Sample]) -> None:
         others = f" (the first of {len(divided)} such groups)" if len(divided) > 1 else ""
         found = " and in ".join(sorted(parts[divided[0]]))
         raise UserError(
-            f"{path} has {divided[0]}{others} of --group-by in {found}, so that scores would "
+            f"{path} has {divided[0]}{others} of --group_by in {found}, so that scores would "
             "flatter: put all of its images into one part, or let --folds divide anew.",
             3,
         )

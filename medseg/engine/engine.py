@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ..config import TrainConfig
-from ..data import SegmentationSet, Table, build_augmentation
+from ..data import Table
 from ..errors import UserError
 from ..losses import build_loss
 from .schedule import learning_rate
 from .scoring import Scored, Scorer
+from .sets import augmentation, class_weights, open_sets
 
 _LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
 
@@ -49,10 +50,10 @@ class Engine:
         self.epochs = config.epochs or 1
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
-        self.loss = build_loss(config.loss, len(self.table.names))
-        self.augment = build_augmentation(config.size) if config.augment else None
-        self.train_set = SegmentationSet(self.table, self.table.part("train"), config.size)
-        self.val_set = SegmentationSet(self.table, self.table.part("val"), config.size)
+        weights = class_weights(config, self.table)
+        self.loss = build_loss(config.loss, len(self.table.names), weights)
+        self.augment = augmentation(config)
+        self.train_set, self.val_set = open_sets(config, self.table, self.fabric)
         self._scorer = Scorer(self.val_set, self.fabric, self.loss, config.batch)
         self._sampler = DistributedSampler(
             self.train_set,

@@ -62,7 +62,16 @@ def _open_data(config: TrainConfig, journal: "Journal") -> Table:
             journal.say(f"drawing the synthetic blood smear into {root}")
         root = write_blood_smear(root)
     csv = Path(config.csv) if config.csv is not None else None
-    return load_table(root, csv, classes=config.classes, seed=config.seed)
+    return load_table(
+        root,
+        csv,
+        classes=config.classes,
+        seed=config.seed,
+        ignore=config.ignore_index,
+        group_by=config.group_by,
+        folds=config.folds,
+        fold=config.fold,
+    )
 
 
 def _load(network: Network, config: TrainConfig, journal: "Journal") -> None:

@@ -51,6 +51,7 @@ class Job:
 
     def split_rows(self) -> list[dict[str, str]]:
         """The rows of split.csv, for `--csv` with the same data folder."""
+        clusters = any(sample.cluster for sample in self.table.samples)
         return [
             {
                 "image": _relative(sample.image, self.table.root, "images"),
@@ -58,6 +59,7 @@ class Job:
                 "split": sample.split,
                 "group": sample.group,
             }
+            | ({"cluster": sample.cluster} if clusters else {})
             for sample in self.table.samples
         ]
 

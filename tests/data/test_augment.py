@@ -90,3 +90,18 @@ def test_last_batch_of_one(augment):
 def test_wrong_size_is_refused(augment):
     with pytest.raises(ValueError, match="must be 64x64"):
         augment(torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64))
+
+
+def test_what_is_moved_in_is_unknown_where_that_is_asked_for(augment):
+    """Same draws, same labels, but for the border: images stay reflected."""
+    image, mask = blobs(24)
+    torch.manual_seed(2)
+    plain_image, plain = augment(image, mask)
+    torch.manual_seed(2)
+    new_image, new = build_augmentation(SIZE, ignore=True)(image, mask)
+    assert torch.equal(new_image, plain_image)
+    hidden = new == IGNORE
+    assert torch.equal(new[~hidden], plain[~hidden]) and (plain != IGNORE).all()
+    share = hidden.float().mean((1, 2))
+    assert 6 <= (share > 0).sum() <= 18 and share.max() < 0.5  # half of the images are moved
+    assert not hidden[:, SIZE // 2, SIZE // 2].any()

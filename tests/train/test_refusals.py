@@ -37,6 +37,16 @@ FLAGS = [
     (["--name", "../x"], "--name ../x: may hold letters"),
     (["--resume", "nowhere"], "--resume nowhere: has no config.yaml"),
     (["--config", "nowhere.yaml"], "--config: File does not exist"),
+    (["--folds", "1"], "--folds 1: must be 2 or more"),
+    (["--fold", "2"], "--fold 2: needs --folds"),
+    (["--folds", "3", "--fold", "3"], "--fold 3: must lie in 0..2"),
+    (["--folds", "11"], "--folds 11: "),
+    (["--group_by", "patient"], "--group_by patient: "),
+    (["--group_by", "(p"], "--group_by (p: with a parenthesis it must be a regular expression"),
+    (["--ignore_index", "-1"], "--ignore_index -1: must be a mask value"),
+    (["--cache", "-1"], "--cache -1.0: must be 0 or more"),
+    (["--class_weights", "mean"], "--class_weights mean: unknown (did you mean median?)"),
+    (["--class_weights", "median", "--loss", "bce"], "--loss bce takes none; those that do: dice"),
     (["extra"], "extra: unexpected word"),
     (["--out", "a\udcff"], "must be text in UTF-8"),
     (["--size", "16", "--batch", "1"], "take a larger --size or --batch"),
@@ -214,8 +224,8 @@ def _train_process(smear, tmp_path, before):
 def test_nan_later_keeps_what_was_reached(train, monkeypatch):
     real = engine_module.build_loss
 
-    def poisoned(name, classes):
-        loss, calls = real(name, classes), []
+    def poisoned(*args):
+        loss, calls = real(*args), []
 
         def call(logits, target):
             calls.append(1)
