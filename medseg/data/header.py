@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from dataclasses import dataclass
@@ -65,9 +66,14 @@ def open_picture(path: Path) -> ImageFile.ImageFile:
     with path.open("rb") as file:
         reader = _reader(file.read(16))
     assert reader is not None  # asked for after `read_header`
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return reader(path)
+    _silence_pillow()
+    return reader(path)
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    """No warnings beside our sentence; once and for all, since threads share the filters."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _header(path: Path) -> Header:
@@ -85,7 +91,8 @@ def _reader(start: bytes) -> type[ImageFile.ImageFile] | None:
 def _tiff_sides(file: BinaryIO, start: bytes) -> tuple[int, int]:
     """Height and width of a TIFF of a kind that Pillow does not know; 0, 0 if they are not said."""
     try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        big = 43 in start[2:4]  # BigTIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(start if big else start[:8])
         file.seek(tags.next)
         tags.load(file)
         return int(tags[_HEIGHT]), int(tags[_WIDTH])
