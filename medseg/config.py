@@ -12,13 +12,34 @@ from typing import Any
 import yaml
 
 from .errors import UserError
-from .flags import check_choice, flag, parse, require, require_least, require_text, values_of
+from .flags import (
+    check_choice,
+    flag,
+    parse,
+    read_yaml,
+    require,
+    require_least,
+    require_text,
+    values_of,
+)
 from .losses import LOSSES, refuse_weights
+from .recipes import RECIPES
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("cosine", "poly", "step", "plateau", "constant")
 WEIGHTS = ("none", "median")  # of classes, in the loss
+NORMALIZATIONS = ("none", "imagenet")
 _EPOCHS, _EPOCHS_SYNTHETIC = 30, 12
+_CHOICES = {
+    "precision": PRECISIONS,
+    "backend": BACKENDS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "normalize": NORMALIZATIONS,
+    "class_weights": WEIGHTS,
+}
 
 
 @dataclass
@@ -32,11 +53,15 @@ class TrainConfig:
         None, "table image,mask,split,group; none: split.csv of the folder", "csvfile"
     )
     model: str = flag("dra_net_s", "name of the network; medseg.list_models() has them")
+    model_options: dict[str, Any] = flag(dict, "of the network, such as --model_options.width 32")
+    deep_supervision: bool = flag(False, "train on auxiliary outputs of the network as well")
+    recipe: str | None = flag(None, f"published settings: {', '.join(RECIPES)}; other flags win")
     epochs: int | None = flag(
         None, "passes over the training part; none: 30, synthetic set: 12", "epoch"
     )
+    steps: int | None = flag(None, "steps in all, in place of --epochs; rounded up to whole epochs")
     batch: int = flag(8, "images a step, on each device")
-    lr: float = flag(2e-3, "peak learning rate of AdamW: warm-up, then half a cosine")
+    accumulate: int = flag(1, "steps whose gradients are added up before the weights change")
     loss: str = flag("dice_ce", f"one of {', '.join(LOSSES)}")
     size: int = flag(128, "height and width the network sees; scores are at original size")
     classes: int | None = flag(None, "classes with the background; none: counted in the masks")
@@ -49,12 +74,33 @@ class TrainConfig:
     fold: int = flag(0, "the part of --folds that validates, from 0")
     cache: float = flag(1.0, "GB of memory for decoded images, on each machine; 0: none")
     augment: bool = flag(True, "flips, turns and colour changes of the training batches")
-    precision: str = flag("fp32", "fp32, bf16 or fp16; parameters stay fp32")
+    normalize: str = flag("none", f"of the images, which are 0..1: {', '.join(NORMALIZATIONS)}")
+    optimizer: str = flag("adamw", f"one of {', '.join(OPTIMIZERS)}")
+    lr: float = flag(2e-3, "peak learning rate")
+    weight_decay: float = flag(0.01, "of the optimizer")
+    momentum: float = flag(0.9, "of sgd")
+    clip: float = flag(1.0, "largest norm of the gradient; 0: any")
+    schedule: str = flag("cosine", f"of the learning rate: {', '.join(SCHEDULES)}")
+    warmup: float = flag(0.05, "part of all steps in which the rate rises to its peak")
+    lr_end: float = flag(0.01, "least rate, as part of the peak: of cosine, poly and plateau")
+    power: float = flag(0.9, "of poly")
+    step_size: int = flag(
+        100, "epochs between drops of step, or without lower val loss before one of plateau"
+    )
+    gamma: float = flag(0.5, "factor of each drop of step and plateau")
+    ema: float = flag(0.0, "decay of averaged weights, which are then scored and kept; 0: none")
+    early_stop: int = flag(0, "end after so many epochs without better val Dice; 0: never")
+    freeze_norm: bool = flag(False, "batch norms keep the statistics that they start with")
+    sync_norm: bool = flag(True, "on several GPUs, batch norms share their statistics")
+    precision: str = flag("fp32", "fp32, bf16 or fp16; parameters and losses stay fp32")
+    compile: bool = flag(False, "torch.compile the network")
     devices: str = flag("auto", "auto, cpu, cuda, or how many: 2, cpu:2, cuda:2")
     workers: int | None = flag(None, "processes reading images; none: 0 on the CPU, else up to 4")
     seed: int = flag(0, "same seed, same numbers")
     out: str = flag("runs", "folder for the run folders")
     name: str | None = flag(None, "name of the run folder; none: model-data-time")
+    tensorboard: bool = flag(False, "write the numbers of every epoch for TensorBoard as well")
+    save_minutes: float = flag(10, "save within an epoch too, so often; 0: after epochs alone")
     backend: str = flag("auto", "of the fused ops: auto, cpu, cuda, triton or reference")
     weights: str | None = flag(None, "checkpoint to start from, medseg's or the authors'")
     reset_head: bool = flag(False, "take --weights of another number of classes, without the head")
@@ -63,23 +109,28 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no training can have."""
-        require_least(self, 1, "epochs", "batch", "size")
-        require_least(self, 0, "workers")
+        require_least(self, 1, "epochs", "steps", "batch", "size", "accumulate", "step_size")
+        require_least(self, 0, "workers", "early_stop", "weight_decay", "clip", "save_minutes")
         require(0 < self.lr < math.inf, "lr", self.lr, "must be a number above 0")
+        for name in ("power", "gamma"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, name, value, "must be a number above 0")
+        for name in ("momentum", "warmup", "lr_end", "ema"):
+            value = getattr(self, name)
+            require(0 <= value < 1, name, value, "must lie in 0..1, 1 left out")
         require(0 <= self.seed < 2**32, "seed", self.seed, "must lie in 0..4294967295")
         fine = self.classes is None or self.classes >= 2
         require(fine, "classes", self.classes, "must be 2 or more, as the background counts")
         fine = self.name is None or re.fullmatch(r"\w[\w.+-]*", self.name) is not None
         require(fine, "name", self.name, "may hold letters, digits, '.', '_', '+' and '-'")
         require_text(self)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_choice("backend", self.backend, BACKENDS)
+        for name, known in _CHOICES.items():
+            check_choice(name, getattr(self, name), known)
         self._check_data()
         self.accelerator_and_count()
 
     def _check_data(self) -> None:
         """Refuses values of the flags about data that no data can have."""
-        check_choice("class_weights", self.class_weights, WEIGHTS)
         if self.class_weights != "none" and self.loss in LOSSES:
             refuse_weights(self.loss)
         require_least(self, 0, "cache")
@@ -118,7 +169,7 @@ class TrainConfig:
 
 
 def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:
-    """Parses the flags of a training; those of a resumed run are read before all others.
+    """Parses the flags of a training over its recipe; a resumed run's are read before all others.
 
     Args:
         argv: the arguments after the program's name.
@@ -133,8 +184,13 @@ def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:
         if not path.is_file():
             raise UserError(f"--resume {folder}: has no config.yaml, so it is not a run folder.")
         argv = ["--config", str(path), *argv]
+    files = [read_yaml(path) for path in values_of(argv, "--config")]
+    recipes = [*(file.get("recipe") for file in files), *values_of(argv, "--recipe")]
+    chosen = next((name for name in reversed(recipes) if name is not None), None)
+    if chosen is not None:
+        check_choice("recipe", str(chosen), RECIPES)
     text = "Trains a network on a folder of images and masks, and writes a report."
-    return parse(TrainConfig, argv, prog, text)
+    return parse(TrainConfig, argv, prog, text, RECIPES.get(str(chosen)))
 
 
 def write_yaml(config: TrainConfig) -> str:

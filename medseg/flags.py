@@ -31,13 +31,13 @@ def flag(default: Any, text: str, alias: str | None = None) -> Any:
     """Makes a field of a config.
 
     Args:
-        default: its value where nothing is said; a dict or list is copied for each config.
+        default: its value where nothing is said; `dict` or `list` for a new empty one.
         text: its line in --help.
         alias: another spelling of the flag.
     """
     about = {"help": text, "alias": alias}
-    if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata=about)
+    if default in (dict, list):
+        return field(default_factory=default, metadata=about)
     return field(default=default, metadata=about)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import importlib.metadata
 import io
 import json
@@ -37,7 +38,9 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{path} cannot be written ({reason}): make room there.", 3) from None
+        raise UserError(
+            f"{path} cannot be written ({reason}): make room there or take another --out.", 3
+        ) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -78,6 +81,7 @@ class RunFolder:
         with atomic(target) as beside, beside.open("wb") as file:
             try:
                 torch.save(state, file)
+                os.fsync(file.fileno())
             except RuntimeError as error:  # what PyTorch makes of a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
@@ -101,68 +105,87 @@ class RunFolder:
         """Removes the folder and what is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def go_on(self) -> None:
+        """Removes what a killed process left half written, and the report, which will be another's.
 
-def create_run(out: str, name: str | None, words: Iterable[str]) -> RunFolder:
-    """Makes a new run folder.
+        A folder without a report is a run that is not finished.
+        """
+        for path in (*self.path.glob(".*.tmp"), self.path / "report" / "index.html"):
+            path.unlink(missing_ok=True)
+
+
+def create_run(
+    out: str, name: str | None, words: Iterable[str], files: Mapping[str, str]
+) -> RunFolder:
+    """Makes a new run folder, which has its first files from the moment it is there.
 
     Args:
         out: folder for run folders; made if missing.
         name: name to take; None joins `words` and the time.
         words: what the name is made of.
+        files: names and texts of the first files.
 
     Raises:
         UserError: the folder is there already, or cannot be made.
     """
     stem = "-".join([re.sub(r"[^\w.+]+", "_", w) for w in words] + [time.strftime("%Y%m%d-%H%M%S")])
+    beside = RunFolder(Path(out, f".{name or stem}.{os.getpid()}.tmp"))
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        beside.path.mkdir(parents=True, exist_ok=True)
+        for key, text in files.items():
+            beside.write_text(key, text)
         for attempt in range(1, 1000):
             path = Path(out, name or (stem if attempt == 1 else f"{stem}-{attempt}"))
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
+            if not path.exists() and _renamed(beside.path, path):
                 return RunFolder(path)
             if name:
                 raise UserError(f"--name {name}: {path} is there already; take another name.")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written to ({error.strerror}).") from None
+    finally:
+        beside.remove()
     raise UserError(f"--out {out}: too many runs of this second; take a --name.")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `write_checkpoint` wrote; runs no code from the file.
+def _renamed(folder: Path, path: Path) -> bool:
+    """Gives a folder another name; False where another process took that name first."""
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Reads the last.ckpt of a run; runs no code from the file.
+
+    Returns:
+        What `write_checkpoint` wrote; None where the run ended before it wrote any.
 
     Raises:
-        UserError: no such file, or it is damaged.
+        UserError: it is damaged, or lost.
     """
-    if not path.is_file():
-        raise UserError(f"--resume {path.parent}: has no {path.name}, no epoch of it was finished.")
+    path = folder / "last.ckpt"
+    if not path.exists():
+        if not (folder / "metrics.csv").exists():
+            return None
+        raise UserError(f"--resume {folder}: its last.ckpt is gone; train anew, without --resume.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise _damaged(path, "a training state", error) from None
+        raise _damaged(path, error) from None
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
-        raise _damaged(path, "a training state", "it has no epoch")
+        raise _damaged(path, "it has no epoch")
     return state
 
 
-def read_best(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the best weights of a run that is to go on.
-
-    Raises:
-        UserError: no such file, or it is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, "weights", error) from None
-
-
-def _damaged(path: Path, kind: str, reason: object) -> UserError:
+def _damaged(path: Path, reason: object) -> UserError:
     first = (str(reason).splitlines() or [type(reason).__name__])[0].rstrip(".")
-    return UserError(f"{path} cannot be read as {kind} ({first}): train anew, without --resume.", 3)
+    return UserError(
+        f"{path} cannot be read as a training state ({first}): train anew, without --resume.", 3
+    )
 
 
 def environment() -> dict[str, Any]:

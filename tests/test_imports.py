@@ -18,6 +18,7 @@ SIBLINGS = (
     "flags",
     "losses",
     "metrics",
+    "recipes",
     "report",
     "runs",
     "findings",

@@ -1,6 +1,7 @@
 """What can befall a run, as one sentence that names the flag to change."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -8,15 +9,53 @@ import torch
 from ..config import TrainConfig
 from ..errors import UserError
 
+_LOST = "Connection closed by peer|Connection reset by peer|Broken pipe|NCCL|Gloo|gloo|socket"
+
+
+class Diverged(UserError):
+    """The loss is no longer a finite number; every process finds so in the same step."""
+
 
 @contextlib.contextmanager
-def memory_guard(config: TrainConfig) -> Iterator[None]:
-    """Turns a GPU's full memory into a UserError that says what to make smaller."""
+def accidents(config: TrainConfig) -> Iterator[None]:
+    """Turns full memory, dead workers and lost processes inside the block into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise UserError(
-            f"--batch {config.batch}, --size {config.size}: they do not fit into the memory of the "
-            "GPU; make one smaller.",
-            code=3,
-        ) from None
+        raise UserError(_too_large(config, "the memory of the GPU"), 3) from None
+    except MemoryError:
+        raise UserError(_too_large(config, "the memory of this machine"), 3) from None
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            first = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(
+                f"--compile true: PyTorch cannot compile the network here ({first}); leave it out."
+            ) from error
+        sentence = _sentence(config, str(error))
+        if sentence is None:
+            raise
+        raise UserError(sentence, 3) from error
+
+
+def _sentence(config: TrainConfig, text: str) -> str | None:
+    if "DefaultCPUAllocator" in text or "not enough memory" in text:
+        return _too_large(config, "the memory of this machine")
+    worker = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)[.\n]", text + "\n")
+    if worker:
+        return (
+            f"--workers {config.workers}: a process that reads images {worker[1]}, most often "
+            "because memory or /dev/shm is full; take fewer, 0 reads them in the run itself."
+        )
+    if re.search(_LOST, text):
+        return (
+            f"--devices {config.devices}: another process of this run has ended or cannot be "
+            f"reached ({text.splitlines()[0].strip().rstrip('.')}); its own message says why."
+        )
+    return None
+
+
+def _too_large(config: TrainConfig, where: str) -> str:
+    return (
+        f"--batch {config.batch}, --size {config.size}: they do not fit into {where}; make one "
+        "smaller. A smaller --batch with --accumulate takes the same number of images a step."
+    )

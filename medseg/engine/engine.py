@@ -1,8 +1,10 @@
-"""One network in training: its epochs, its scores, its state."""
+"""One network in training: its epochs and steps, its scores, its state."""
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +12,21 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import Table
+from ..data.normalize import normalize
 from ..errors import UserError
 from ..losses import build_loss
+from .accidents import Diverged
+from .average import Average
+from .batches import EpochBatches
+from .optimizer import build_optimizer
 from .schedule import learning_rate
 from .scoring import Scored, Scorer
 from .sets import augmentation, class_weights, open_sets
+from .shared import same_buffers, shared_loss
 
 _LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
 
@@ -27,11 +35,14 @@ _LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
 class Engine:
     """Trains and scores one network.
 
+    All numbers drawn in a step depend on seed, epoch, step and process alone, so a run that goes on
+    from a state draws the same as one that was never stopped.
+
     Args:
         config: the settings.
         table: the checked data set.
         fabric: launched; decides device, precision and processes.
-        network: made by `create_model`, with its first weights.
+        network: made by `create_model`, with its first weights, on its device.
     """
 
     config: TrainConfig
@@ -39,154 +50,211 @@ class Engine:
     fabric: Fabric
     network: nn.Module
     epoch: int = 0  # finished ones
+    step: int = 0  # done in the epoch that is not finished
     best: float = -1.0
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    first_batch: float | None = None  # when it had come, by time.perf_counter
 
     def __post_init__(self) -> None:
-        """Puts the network on its device and opens the two parts of the data."""
+        """Puts optimizer and processes around the network and opens the two parts of the data."""
         config = self.config
-        self.epochs = config.epochs or 1
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr)
-        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
+        optimizer = build_optimizer(config, self.network.parameters())
+        wrapped: Any = torch.compile(self.network) if config.compile else self.network
+        self.model, self.optimizer = self.fabric.setup(wrapped, optimizer)
+        self.average = Average(self.network, config.ema) if config.ema else None
         weights = class_weights(config, self.table)
-        self.loss = build_loss(config.loss, len(self.table.names), weights)
+        loss = build_loss(config.loss, len(self.table.names), weights)
+        self.loss = shared_loss(loss, self.fabric)
         self.augment = augmentation(config)
         self.train_set, self.val_set = open_sets(config, self.table, self.fabric)
-        self._scorer = Scorer(self.val_set, self.fabric, self.loss, config.batch)
-        self._sampler = DistributedSampler(
-            self.train_set,
-            num_replicas=self.fabric.world_size,
-            rank=self.fabric.global_rank,
-            seed=config.seed,
+        self._scorer = Scorer(self.val_set, self.fabric, loss, config.batch, config.normalize)
+        self._batches = EpochBatches(
+            len(self.train_set),
+            config.batch,
+            config.seed,
+            self.fabric.global_rank,
+            self.fabric.world_size,
         )
-        workers = config.workers or 0
+        self._losses: list[Tensor] = []  # of the steps done in the unfinished epoch
+        self._loader = self._open_loader(config.workers or 0)
+        self.epochs = config.epochs or 1
+        if config.steps is not None:
+            self.epochs = math.ceil(config.steps / self.steps)
+
+    def _open_loader(self, workers: int) -> DataLoader[Any]:
         # not through fabric.setup_dataloaders, which counts epochs from 0 again after --resume
-        self._loader = DataLoader(
+        return DataLoader(
             self.train_set,
-            batch_size=config.batch,
-            sampler=self._sampler,
+            batch_sampler=self._batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.fabric.device.type == "cuda",
-            drop_last=len(self._sampler) >= config.batch,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=torch.Generator(),
         )
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return len(self._loader)
+        return len(self._batches)
 
-    def train_epoch(self, tick: Callable[[int], None] = lambda step: None) -> dict[str, float]:
-        """Goes once through the training part; returns mean loss, learning rate and seconds.
+    @property
+    def total(self) -> int:
+        """Steps of the training."""
+        return self.epochs * self.steps
 
-        The numbers drawn depend on seed, epoch and process alone, so a resumed run draws the same.
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.epoch * self.steps + self.step
+
+    @property
+    def stalled(self) -> bool:
+        """Whether --early_stop ends the training here."""
+        waited = self.epoch - self.best_epoch
+        return 0 < self.config.early_stop <= waited
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is scored and kept: the averaged one where there is one."""
+        return self.network if self.average is None else self.average.network
+
+    def train_epoch(self, tick: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Goes through the training part, from where the state is, to the end of the epoch.
+
+        Args:
+            tick: called after each step.
+
+        Returns:
+            Mean loss, last learning rate, seconds, and the part of them spent waiting for data.
 
         Raises:
             UserError: the loss is no longer a finite number.
         """
-        start, number = time.perf_counter(), self.epoch + 1
-        torch.manual_seed((self.config.seed * 1009 + number) * 1009 + self.fabric.global_rank)
-        self._sampler.set_epoch(number)
+        start, waited, rate = time.perf_counter(), 0.0, 0.0
+        self._set_mode()
+        for batch, seconds in self._loaded():
+            waited += seconds
+            rate = self._set_rate()
+            self._losses.append(self._step(batch["image"], batch["mask"]))
+            self.step += 1
+            if self.step % _LOOK_EVERY == 0 or self.step == self.steps:
+                self.check_finite()
+            tick()
+        seconds = time.perf_counter() - start
+        numbers = {"loss": float(torch.stack(self._losses).mean()), "lr": rate}
+        self.epoch, self.step, self._losses = self.epoch + 1, 0, []
+        same_buffers(self.fabric, self.network, self.scored)
+        return numbers | {"seconds": seconds, "waiting": waited / seconds}
+
+    def _loaded(self) -> Iterator[tuple[dict[str, Tensor], float]]:
+        """Yields the batches still to come in this epoch, each with the seconds waited for it."""
+        number = self.epoch + 1
+        self._batches.start(number, self.step)
+        if hasattr(self.train_set, "set_epoch"):
+            self.train_set.set_epoch(number)
+        self._loader.generator.manual_seed(self.config.seed + number)  # pyright: ignore
+        loaded = iter(self._loader)
+        for step in range(self.step, self.steps):
+            start = time.perf_counter()
+            batch = self.fabric.to_device(next(loaded))
+            now = time.perf_counter()
+            self.first_batch = self.first_batch or now
+            words = f"{self.config.seed} {number} {step} {self.fabric.global_rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big"))
+            yield batch, now - start
+
+    def _set_mode(self) -> None:
         self.model.train()
-        losses: list[Tensor] = []
-        rate = 0.0
-        for step, loaded in enumerate(self._loader, 1):
-            batch = self.fabric.to_device(loaded)
-            rate = self._set_rate((number - 1) * self.steps + step)
-            losses.append(self._step(batch["image"], batch["mask"]))
-            if step % _LOOK_EVERY == 0 or step == self.steps:
-                self._check_finite(losses, number)
-            tick(step)
-        mean: Any = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
-        self.epoch = number
-        return {"loss": mean.item(), "lr": rate, "seconds": time.perf_counter() - start}
+        if self.config.freeze_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def _step(self, image: Tensor, mask: Tensor) -> Tensor:
+        """One batch, and one step of the optimizer where enough batches came together."""
         if self.augment is not None:
             image, mask = self.augment(image, mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.model(image), mask)
-        self.fabric.backward(loss)
-        self.fabric.clip_gradients(
-            self.model, self.optimizer, max_norm=1.0, error_if_nonfinite=False
-        )
-        self.optimizer.step()
+        first = self.step - self.step % self.config.accumulate
+        together = min(self.config.accumulate, self.steps - first)
+        last = self.step == first + together - 1
+        with self._apart(not last):
+            loss = self.loss(self.model(normalize(image, self.config.normalize)), mask)
+            self.fabric.backward(loss / together)
+        if last:
+            self._update()
         return loss.detach()
 
-    def _set_rate(self, step: int) -> float:
-        rate = learning_rate(self.config.lr, step, self.epochs * self.steps)
+    def _apart(self, enabled: bool) -> AbstractContextManager[Any]:
+        """Lets processes exchange no gradients where they do not count yet."""
+        return self.fabric.no_backward_sync(self.model, enabled=enabled)
+
+    def _update(self) -> None:
+        if self.config.clip:
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.network)
+
+    def _set_rate(self) -> float:
+        losses = [line["val_loss"] for line in self.history]
+        rate = learning_rate(self.config, self.done + 1, self.steps, self.total, losses)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
-    def _check_finite(self, losses: list[Tensor], epoch: int) -> None:
-        stacked = torch.stack(losses)
-        total: Any = self.fabric.all_reduce(stacked.sum(), reduce_op="sum")
-        if math.isfinite(total):  # in every process, so that all stop or none
-            return
-        bad = (~torch.isfinite(stacked)).nonzero()
-        step = int(bad[0]) + 1 if len(bad) else len(losses)
-        value = float(stacked[step - 1]) if len(bad) else float(total)
-        raise self.diverged(value, f"in epoch {epoch}, step {step} of {self.steps}")
+    @property
+    def whole(self) -> bool:
+        """Whether the state holds all: no gradients wait for more batches."""
+        return self.step % self.config.accumulate == 0
+
+    def check_finite(self) -> None:
+        """Looks at the losses of the epoch until now; they are the same in every process.
+
+        Raises:
+            UserError: one is no finite number.
+        """
+        losses = torch.stack(self._losses)
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            step = int(bad[0])
+            where = f"in epoch {self.epoch + 1}, step {step + 1} of {self.steps}"
+            raise self.diverged(float(losses[step]), where)
 
     def diverged(self, loss: float, where: str) -> UserError:
         """The error to raise for a loss that is no finite number."""
         half = self.config.precision != "fp32"
         other = f", or --precision fp32 instead of {self.config.precision}" if half else ""
-        return UserError(
+        return Diverged(
             f"The loss became {loss} {where}: take a smaller --lr than {self.config.lr:g}{other}.",
             code=3,
         )
 
     def score(self) -> tuple[list[Scored], float]:
         """Scores the val part: the rows in the order of the table, and the mean loss."""
-        return self._scorer.score(self.network)
+        return self._scorer.score(self.scored)
 
     def predict(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Returns the predicted class of every pixel of images of the val part."""
-        return self._scorer.predict(self.network, indices)
+        return self._scorer.predict(self.scored, indices)
 
     def keep_if_best(self, dice: float) -> bool:
         """Keeps a copy of the weights if their score is the best so far."""
         if self.best_weights and not dice > self.best:
             return False
         self.best, self.best_epoch = dice, self.epoch
-        weights = self.network.state_dict()
-        self.best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
+        self.best_weights = weights_of(self.scored)
         return True
 
     def use_best(self) -> None:
-        """Puts the best weights into the network."""
-        self.network.load_state_dict(self.best_weights)
+        """Puts the best weights into the network that is scored."""
+        self.scored.load_state_dict(self.best_weights)
 
-    def state(self) -> dict[str, Any]:
-        """Returns what `load_state` needs to go on: tensors, numbers and text only."""
-        return {
-            "epoch": self.epoch,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-        }
 
-    def load_state(self, state: dict[str, Any], best_weights: dict[str, Tensor]) -> None:
-        """Goes back to a state, and to the best weights until then.
-
-        Raises:
-            UserError: the state is of another network.
-        """
-        try:
-            self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [""])[-1].strip()
-            raise UserError(f"--resume: the saved run has another network ({reason}).") from None
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.epoch, self.history = state["epoch"], list(state["history"])
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self.best_weights = best_weights
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Returns a copy of the weights, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

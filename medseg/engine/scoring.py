@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..data import SegmentationSet, read_mask, to_original
+from ..data.normalize import normalize
 from ..losses import Loss
 from ..metrics import image_scores
 
@@ -31,12 +32,14 @@ class Scorer:
         fabric: launched; its processes share the images, none gets one twice.
         loss: from `build_loss`.
         batch: images a forward pass.
+        normalize: as in the config.
     """
 
     data: SegmentationSet
     fabric: Fabric
     loss: Loss
     batch: int
+    normalize: str = "none"
 
     def score(self, network: nn.Module) -> tuple[list[Scored], float]:
         """Scores each image at its original size; every process does its share.
@@ -75,7 +78,7 @@ class Scorer:
             items: list[Any] = [self.data[i] for i in chosen]
             images = torch.stack([item["image"] for item in items]).to(self.fabric.device)
             with self.fabric.autocast():
-                logits = network(images).float()
+                logits = network(normalize(images, self.normalize)).float()
             for index, item, one in zip(chosen, items, logits, strict=True):
                 yield index, one, item["mask"].to(one.device)
 

@@ -1,19 +1,20 @@
 """All that a training needs, checked and built before its folder is made."""
 
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_fabric import seed_everything
-from torch import Tensor
+from torch import nn
 
 from ..config import TrainConfig
 from ..data import Table, load_table, write_blood_smear
-from ..engine import memory_guard
+from ..engine import accidents
 from ..errors import UserError
 from ..flags import check_choice
 from ..losses import LOSSES
-from ..models import Network, create_model, list_models, load_weights
-from ..runs import read_best, read_checkpoint
+from ..models import create_model, list_models, load_weights
+from ..runs import read_checkpoint
 from .devices import open_fabric
 from .job import Job
 from .trial import check_single, run_once
@@ -39,18 +40,20 @@ def prepare(config: TrainConfig, journal: "Journal") -> Job:
     fabric = open_fabric(config)
     config = config.resolved(fabric.device.type)
     fabric.launch()
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard true: needs a package; pip install 'medseg[tensorboard]'.")
     with fabric.rank_zero_first():
         table = _open_data(config, journal)
     seed_everything(config.seed, verbose=False)
-    network = create_model(config.model, in_channels=table.channels, classes=len(table.names))
-    if config.weights is not None:
-        _load(network, config, journal)
+    network = _build_network(config, table, journal)
+    if config.sync_norm and fabric.world_size > 1 and fabric.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(fabric.device)
-    with memory_guard(config):
+    with accidents(config):
         ops = run_once(config, fabric, network, table)
         check_single(config, fabric, network, table)
-    state, best = _state_to_resume(config)
-    return Job(config, table, fabric, network, ops, state, best)
+    state = None if config.resume is None else read_checkpoint(Path(config.resume))
+    return Job(config, table, fabric, network, ops, state)
 
 
 def _open_data(config: TrainConfig, journal: "Journal") -> Table:
@@ -74,21 +77,24 @@ def _open_data(config: TrainConfig, journal: "Journal") -> Table:
     )
 
 
-def _load(network: Network, config: TrainConfig, journal: "Journal") -> None:
-    anew = load_weights(
-        network, str(config.weights), unsafe=config.unsafe, reset_head=config.reset_head
-    )
-    if anew:
-        journal.say(f"--weights {config.weights}: {', '.join(anew)} start anew")
-
-
-def _state_to_resume(config: TrainConfig) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    if config.resume is None:
-        return None, {}
-    state = read_checkpoint(Path(config.resume, "last.ckpt"))
-    reported = Path(config.resume, "report", "index.html").is_file()
-    if reported and state["epoch"] >= (config.epochs or 0):
-        raise UserError(
-            f"--resume {config.resume}: {state['epoch']} epochs are done; ask for more --epochs."
+def _build_network(config: TrainConfig, table: Table, journal: "Journal") -> nn.Module:
+    options = dict(config.model_options)
+    if config.deep_supervision:
+        options["deep_supervision"] = True
+    own = ("name", "in_channels", "classes", "weights", "unsafe", "reset_head")
+    for key in set(own).intersection(options):
+        raise UserError(f"--model_options.{key}: other flags and the data say it; leave it out.")
+    try:
+        network = create_model(
+            config.model, in_channels=table.channels, classes=len(table.names), **options
         )
-    return state, read_best(Path(config.resume, "best.safetensors")) if state["epoch"] else {}
+    except UserError as error:
+        flag = "--model_options" if config.model_options else "--deep_supervision"
+        raise UserError(f"{flag}: {error}.") from None
+    if config.weights is not None:
+        anew = load_weights(
+            network, config.weights, unsafe=config.unsafe, reset_head=config.reset_head
+        )
+        if anew:
+            journal.say(f"--weights {config.weights}: {', '.join(anew)} start anew")
+    return network

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import TrainConfig
 from ..data import Table
@@ -26,12 +26,16 @@ class Job:
     network: nn.Module
     ops: dict[str, str]  # op -> the backend it uses, in words
     state: dict[str, Any] | None  # of the run to go on with
-    best_weights: dict[str, Tensor]
 
     @property
     def data_name(self) -> str:
         """The name of the data set's folder."""
         return self.table.root.resolve().name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the network that its weights or its outputs depend on."""
+        return {k: v for k, v in self.config.model_options.items() if k != "deep_supervision"}
 
     @property
     def device_name(self) -> str:
@@ -86,7 +90,9 @@ class Job:
             "size": self.config.size,
             "class_names": list(self.table.names),
             "mask_values": list(self.table.values),
-            "epoch": engine.epoch,
+            "options": self.options,
+            "normalize": self.config.normalize,
+            "epoch": engine.best_epoch,
             "dice": engine.best,
         }
 

@@ -13,6 +13,7 @@ from ..startup import describe_huge_pages, settle
 if TYPE_CHECKING:  # the rest is imported after settle()
     from ..config import TrainConfig
     from ..console import Journal
+    from ..engine import Engine
     from ..prepare import Job
     from ..runs import RunFolder
 
@@ -27,46 +28,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a wrong flag, 3 for wrong data or a failed run, 130 after Ctrl-C
         or SIGTERM, 1 for anything else.
     """
+    started = time.perf_counter()
     settle()
     from ..config import parse_flags
     from ..console import guarded
 
     flags = sys.argv[1:] if argv is None else argv
-    return guarded(lambda journal: train(parse_flags(flags), journal))
+    return guarded(lambda journal: train(parse_flags(flags), journal, started))
 
 
-def train(config: "TrainConfig", journal: "Journal") -> Path:
+def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
     """Trains as `config` says; what can be refused is refused before the run folder is made.
 
     Args:
         config: the settings.
         journal: hears what happens.
+        started: when the program began, by time.perf_counter.
 
     Returns:
         The path of the run folder.
     """
     huge_pages = describe_huge_pages()
-    from ..engine import Engine
+    from ..engine import Engine, load_state
     from ..kernels import use_backend
     from ..prepare import deterministic, prepare
     from .loop import fit
     from .results import finish
 
-    started = time.perf_counter()
     asked = config.backend != "auto"  # else MEDSEG_BACKEND counts
     with use_backend(config.backend) if asked else nullcontext(), deterministic():
         job = prepare(config, journal)
         config = job.config
         engine = Engine(config, job.table, job.fabric, job.network)
         if job.state is not None:
-            engine.load_state(job.state, job.best_weights)
+            load_state(engine, job.state)
+            _refuse_finished(config, engine)
         run = _folder(job)
         try:
             facts = _begin(job, run, journal, huge_pages)
             stopped = fit(job, engine, run, journal)
         except UserError:
-            if run is not None and not config.resume:
-                run.remove()  # no epoch was finished
+            if run is not None and not (config.resume or (run.path / "last.ckpt").exists()):
+                run.remove()  # nothing was reached
             raise
         facts["seconds"] = round(time.perf_counter() - started, 1)
         finish(job, engine, run, journal, facts, stopped)
@@ -75,23 +78,42 @@ def train(config: "TrainConfig", journal: "Journal") -> Path:
     return run.path if run else Path(config.out)
 
 
+def _refuse_finished(config: "TrainConfig", engine: "Engine") -> None:
+    if not Path(config.resume or "", "report", "index.html").is_file():
+        return
+    if engine.stalled:
+        raise UserError(
+            f"--resume {config.resume}: ended early after {engine.epoch} epochs; ask for a larger "
+            "--early_stop."
+        )
+    if engine.epoch >= engine.epochs:
+        raise UserError(
+            f"--resume {config.resume}: {engine.epoch} epochs are done; ask for more --epochs."
+        )
+
+
 def _folder(job: "Job") -> "RunFolder | None":
     """A new folder, or that of the run to go on with; None but in the first process."""
+    from ..config import write_yaml
     from ..runs import RunFolder, create_run
 
     config = job.config
     if job.fabric.global_rank != 0:
         return None
-    if config.resume:
-        return RunFolder(Path(config.resume))
-    return create_run(config.out, config.name, [config.model, job.data_name])
+    files = {"config.yaml": write_yaml(config)}
+    if not config.resume:
+        return create_run(config.out, config.name, [config.model, job.data_name], files)
+    run = RunFolder(Path(config.resume))
+    run.go_on()
+    for name, text in files.items():
+        run.write_text(name, text)
+    return run
 
 
 def _begin(
     job: "Job", run: "RunFolder | None", journal: "Journal", huge_pages: str
 ) -> dict[str, Any]:
     """Writes and says what is known before the first step."""
-    from ..config import write_yaml
     from ..runs import environment
 
     facts = environment()
@@ -99,7 +121,6 @@ def _begin(
     if run is None:
         return facts
     journal.open(run.path / "train.log")
-    run.write_text("config.yaml", write_yaml(job.config))
     run.write_json("environment.json", facts)
     run.write_rows("split.csv", job.split_rows())
     config, table = job.config, job.table

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..prepare import Job
 from ..report import Picture, Report, best_and_worst, curves_file, render
 from ..runs import RunFolder
+from .loop import waiting_share
 
 if TYPE_CHECKING:
     from ..console import Journal
@@ -52,6 +53,7 @@ def finish(
     run.write_text("curves.svg", curves_file(engine.history, columns))
     page = run.write_text("report/index.html", render(report))
     journal.show(score_table(report))
+    journal.say(waiting_share(job.config, engine.history))
     journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
     journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
 

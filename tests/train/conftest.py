@@ -61,6 +61,6 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def numbers_of(run: Path) -> list[dict[str, str]]:
     """metrics.csv without the columns that a clock fills."""
     return [
-        {key: value for key, value in row.items() if not key.startswith("seconds")}
+        {key: value for key, value in row.items() if not key.startswith(("seconds", "waiting"))}
         for row in rows_of(run / "metrics.csv")
     ]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from medseg.config import TrainConfig
 from medseg.console import Journal
 from medseg.engine import learning_rate
 from medseg.report import Picture, Report, best_and_worst, curves_file, render, score_lines
@@ -90,8 +91,8 @@ def test_best_and_worst_share_no_image():
 
 
 def test_learning_rate_warms_up_and_falls():
-    rates = [learning_rate(1.0, step, 100) for step in range(1, 101)]
+    rates = [learning_rate(TrainConfig(lr=1.0), step, 10, 100) for step in range(1, 101)]
     assert rates[4] == max(rates) == 1.0
     assert rates[0] == pytest.approx(0.2)
     assert rates[-1] == pytest.approx(0.01)
-    assert math.isfinite(learning_rate(1.0, 1, 1))
+    assert math.isfinite(learning_rate(TrainConfig(lr=1.0), 1, 1, 1))
