@@ -98,7 +98,7 @@ class RunFolder:
         target = self.path / name
         dense = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         with atomic(target) as beside:
-            beside.write_bytes(save(dense, metadata=plain))
+            beside.write_bytes(_ordered(save(dense, metadata=plain)))
         return target
 
     def remove(self) -> None:
@@ -112,6 +112,16 @@ class RunFolder:
         """
         for path in (*self.path.glob(".*.tmp"), self.path / "report" / "index.html"):
             path.unlink(missing_ok=True)
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order, not in any."""
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])
+    head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of 8
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def create_run(

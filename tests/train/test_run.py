@@ -178,21 +178,34 @@ def test_resume_writes_the_report_that_is_missing(train, finished, tmp_path):
     assert "ask for more --epochs" in again.err
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "best.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "other", "gone"])
-def test_resume_of_a_damaged_run(train, finished, tmp_path, name, damage):
+def test_resume_of_a_damaged_run(train, finished, tmp_path, damage):
     copy = shutil.copytree(finished, tmp_path / "runs" / "copy")
-    path = copy / name
-    if damage == "cut":
+    _damage(copy / "last.ckpt", damage)
+    run = train("--resume", copy, "--epochs", 3)
+    assert run.code == (2 if damage == "gone" else 3)
+    assert "last.ckpt" in run.err
+    assert len(run.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_resume_mends_damaged_best_weights(train, finished, tmp_path, damage):
+    """As a run leaves them that is killed between its checkpoint and its best weights."""
+    copy = shutil.copytree(finished, tmp_path / "runs" / "copy")
+    (copy / "report" / "index.html").unlink()
+    _damage(copy / "best.safetensors", damage)
+    run = train("--resume", copy)
+    assert run.code == 0, run.err
+    assert (copy / "best.safetensors").read_bytes() == (finished / "best.safetensors").read_bytes()
+
+
+def _damage(path, kind):
+    if kind == "cut":
         path.write_bytes(path.read_bytes()[:-1000])
-    elif damage == "other":
+    elif kind == "other":
         torch.save([1], path)
     else:
         path.unlink()
-    run = train("--resume", copy, "--epochs", 3)
-    assert run.code == (2 if (name, damage) == ("last.ckpt", "gone") else 3)
-    assert name in run.err
-    assert len(run.err.strip().splitlines()) == 1
 
 
 def test_sigterm_ends_a_run_like_ctrl_c(train, finished, monkeypatch):
