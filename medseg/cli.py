@@ -10,9 +10,10 @@ from .startup import settle
 VERBS = {
     "train": "train a network on a folder of images and masks, and write a report",
     "doctor": "say what this machine has, what each op takes and why, and what to mend",
+    "data": "check a folder of images and masks: `medseg data check DIR`",
     "models": "list the networks with their size, cost and origin",
 }
-_MODULES = {"doctor": "doctor.__main__", "models": "models.__main__"}
+_MODULES = {"data": "data_check.__main__", "doctor": "doctor.__main__", "models": "models.__main__"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

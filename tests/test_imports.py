@@ -34,7 +34,7 @@ FLOORS = (
     ("inference",),
     ("engine",),
     ("prepare",),
-    ("train", "doctor"),
+    ("train", "data_check", "doctor"),
     ("cli",),
     ("__main__",),
 )

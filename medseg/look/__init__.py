@@ -11,12 +11,12 @@ COLOURS = ("#0f8b8d", "#d98200", "#6d5bd0", "#d1495b", "#3a8f4d", "#2f6fb7", "#a
 BRIGHT = ("#1df2e6", "#ffc61a", "#c3b1ff", "#ff7d90", "#7dff6a", "#6cc0ff", "#ff9df0", "#f2d39b")
 
 
-def render(package: str, name: str, **values: Any) -> str:
+def render(package: str, template: str, **values: Any) -> str:
     """Fills a template that extends ``base.html.j2``.
 
     Args:
         package: where the template lies.
-        name: its file.
+        template: its file.
         values: what it tells.
 
     Returns:
@@ -36,7 +36,7 @@ def render(package: str, name: str, **values: Any) -> str:
     environment.filters |= {"plain": plain, "score": score, "percent": percent}
     style = (home / "style.css").read_text(encoding="utf-8")
     script = (home / "sort.js").read_text(encoding="utf-8")
-    page = environment.get_template(name)
+    page = environment.get_template(template)
     return page.render(style=Markup(style), sorting=Markup(script), **values)
 
 

@@ -1,7 +1,7 @@
 """The page at the end of a run: one file that opens anywhere, with no request to anybody."""
 
 from .figures import curves_file
-from .outlines import Picture, best_and_worst
+from .outlines import Picture, best_and_worst, outlined
 from .page import Report, render
 from .scores import ScoreLine, score_lines
 
@@ -11,6 +11,7 @@ __all__ = [
     "ScoreLine",
     "best_and_worst",
     "curves_file",
+    "outlined",
     "render",
     "score_lines",
 ]

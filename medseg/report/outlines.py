@@ -2,14 +2,13 @@
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from markupsafe import Markup
 
-_LONGEST = 480  # pixels of the embedded image
 _FINE = 4  # outlines are traced on labels enlarged so many times, along pixel borders
 
 
@@ -30,16 +29,35 @@ class Picture:
 
     def svg(self) -> Markup:
         """Returns the picture; paths have the classes `mask` or `pred`, and `c1`, `c2`, ..."""
-        height, width = self.mask.shape
-        paths = [
-            f'<path class="{kind} c{k}" d="{_trace(labels == k)}"/>'
+        layers = {
+            f"{kind} c{k}": labels == k
             for kind, labels in (("mask", self.mask), ("pred", self.predicted))
             for k in range(1, len(self.dice) + 1)
-            if (labels == k).any()
-        ]
-        image = f'<image width="{width}" height="{height}" href="{_data_uri(self.pixels)}"/>'
-        box = f'viewBox="0 0 {width} {height}" role="img" preserveAspectRatio="xMidYMid meet"'
-        return Markup(f"<svg {box}>{image}{''.join(paths)}</svg>")
+        }
+        return outlined(self.pixels, layers)
+
+
+def outlined(
+    pixels: np.ndarray, layers: Mapping[str, np.ndarray], longest: int = 480, quality: int = 88
+) -> Markup:
+    """Draws regions as outlines on an image, in one SVG.
+
+    Args:
+        pixels: (H, W, C) uint8 or uint16.
+        layers: class of the path -> region (H, W) bool; empty ones are left out.
+        longest: pixels of the embedded image's longer side.
+        quality: of its JPEG, to 100.
+    """
+    height, width = pixels.shape[:2]
+    paths = [
+        f'<path class="{kind}" d="{_trace(region)}"/>'
+        for kind, region in layers.items()
+        if region.any()
+    ]
+    shown = _data_uri(pixels, longest, quality)
+    image = f'<image width="{width}" height="{height}" href="{shown}"/>'
+    box = f'viewBox="0 0 {width} {height}" role="img" preserveAspectRatio="xMidYMid meet"'
+    return Markup(f"<svg {box}>{image}{''.join(paths)}</svg>")
 
 
 def mean_of(dice: Sequence[float | None]) -> float:
@@ -78,16 +96,16 @@ def _trace(region: np.ndarray) -> str:
     return "".join(parts)
 
 
-def _data_uri(pixels: np.ndarray) -> str:
-    """The image as 8-bit JPEG, at most _LONGEST pixels long, enlarged if small."""
+def _data_uri(pixels: np.ndarray, longest: int, quality: int) -> str:
+    """The image as 8-bit JPEG, that many pixels long, enlarged if small."""
     shown = _to_bytes(pixels)
-    factor = _LONGEST / max(shown.shape[:2])
+    factor = longest / max(shown.shape[:2])
     size = (max(1, round(shown.shape[1] * factor)), max(1, round(shown.shape[0] * factor)))
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     shown = cv2.resize(shown, size, interpolation=method)
     if shown.ndim == 3:
         shown = cv2.cvtColor(shown, cv2.COLOR_RGB2BGR)
-    _, coded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    _, coded = cv2.imencode(".jpg", shown, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode("ascii")
 
 
