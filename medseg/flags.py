@@ -4,6 +4,7 @@ A field of the dataclass, made by `flag`, is `--<name>` on the command line and 
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -66,7 +67,7 @@ def parse(
     parser = _parser(config, prog, description)
     parser.set_defaults(dict(defaults or {}))
     try:
-        parsed = parser.parse_args(_files_first(list(argv)))
+        parsed = parser.parse_args(_files_first(_spelled_out(config, argv)))
     except ArgumentError as error:
         raise UserError(_sentence(config, str(error))) from None
     except UnicodeDecodeError:
@@ -154,6 +155,23 @@ def _parser(config: Any, prog: str, description: str) -> Any:
             *names, type=hints[item.name], default=default, help=item.metadata["help"]
         )
     return parser
+
+
+def _spelled_out(config: Any, argv: Sequence[str]) -> list[str]:
+    """Gives a switch without a value `true`, and a list its words: `--compare A B`."""
+    hints = get_type_hints(config)
+    words, found = list(argv), []
+    while words:
+        word = words.pop(0)
+        hint = hints.get(word.removeprefix("--")) if word.startswith("--") else None
+        following = next((i for i, w in enumerate(words) if w.startswith("--")), len(words))
+        if hint is bool and not following:
+            word += "=true"
+        elif getattr(hint, "__origin__", None) is list:
+            chosen, words = words[:following], words[following:]
+            word += "=" + (chosen[0] if chosen[:1] and chosen[0][:1] == "[" else json.dumps(chosen))
+        found.append(word)
+    return found
 
 
 def _files_first(argv: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ SIBLINGS = (
     "config",
     "console",
     "data",
+    "evaluation",
     "flags",
     "losses",
     "metrics",
@@ -34,7 +35,7 @@ FLOORS = (
     ("inference",),
     ("engine",),
     ("prepare",),
-    ("train", "data_check", "doctor"),
+    ("train", "data_check", "doctor", "evaluate"),
     ("cli",),
     ("__main__",),
 )

@@ -1,18 +1,24 @@
 """A trained network at work: opened, shown images of any size, its answer written to files."""
 
-from .forward import Forward
+from .forward import PRECISIONS, Forward
 from .load import Trained, load_trained, pick_device
 from .predictor import Pixels, Predictor
+from .sources import FileImage, RowImage, find_files, open_images
 from .tiles import Slab, View, slabs
 
 __all__ = [
+    "PRECISIONS",
+    "FileImage",
     "Forward",
     "Pixels",
     "Predictor",
+    "RowImage",
     "Slab",
     "Trained",
     "View",
+    "find_files",
     "load_trained",
+    "open_images",
     "pick_device",
     "slabs",
 ]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Forward:
     """Runs squares through a network, under its precision and with flips.
@@ -16,7 +18,7 @@ class Forward:
     def __init__(self, network: nn.Module, precision: str = "fp32", flips: bool = False) -> None:
         self.network = network
         self.device = next(network.parameters()).device
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.dtype = PRECISIONS[precision]
         self.flips: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)
 
     @torch.inference_mode()
