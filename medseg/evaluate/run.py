@@ -36,7 +36,7 @@ class EvaluateConfig:
 
     data: str | None = flag(None, "folder with images/ and masks/; none: that of the run")
     weights: str | None = flag(None, "a run folder, or its best.safetensors")
-    compare: list[str] = flag(  # noqa: RUF009
+    compare: list[str] = flag(
         list, "A and B: two runs, weights or tables of evaluate, paired by image"
     )
     csv: str | None = flag(None, "table image,mask,split,group; none: the run's, or the folder's")

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..data.normalize import normalize
+
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -13,10 +15,18 @@ class Forward:
         network: in eval mode.
         precision: "fp32", "bf16" or "fp16".
         flips: average the probabilities over the square and its three mirror images.
+        normalize: what is taken from the squares and what they are divided by, as `normalize` says.
     """
 
-    def __init__(self, network: nn.Module, precision: str = "fp32", flips: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        precision: str = "fp32",
+        flips: bool = False,
+        normalize: str = "none",
+    ) -> None:
         self.network = network
+        self.normalize = normalize
         self.device = next(network.parameters()).device
         self.dtype = PRECISIONS[precision]
         self.flips: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)
@@ -27,7 +37,7 @@ class Forward:
 
         With flips they are log probabilities, whose softmax is the average.
         """
-        squares = squares.to(self.device, non_blocking=True)
+        squares = normalize(squares.to(self.device, non_blocking=True), self.normalize)
         found = []
         for dims in self.flips:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -27,6 +27,7 @@ class Trained:
     names: tuple[str, ...]  # of class 0, 1, ...
     values: tuple[int, ...]  # the mask value of class 0, 1, ...
     view: View
+    normalize: str = "none"  # of its images
     options: Mapping[str, Any] = field(default_factory=dict)  # of the network
     epoch: int | None = None
     dice: float | None = None  # mean foreground Dice on the val part, in training
@@ -81,6 +82,7 @@ def load_trained(path: str | Path, device: str = "cpu", fold: bool = True) -> Tr
             window=facts.read("window", lambda v: v is None or _is_side(v), None),
             patches=facts.read("patches", lambda v: isinstance(v, bool), False),
         ),
+        normalize=facts.read("normalize", lambda v: v in ("none", "imagenet"), "none"),
         options=options,
         epoch=facts.read("epoch", lambda v: isinstance(v, int), None),
         dice=facts.read("dice", lambda v: isinstance(v, float), None),

@@ -70,7 +70,8 @@ class Predictor:
     @cached_property
     def forward(self) -> Forward:
         """The network, called on squares."""
-        return Forward(self.trained.network, self.precision, self.flips)
+        normalize = self.trained.normalize
+        return Forward(self.trained.network, self.precision, self.flips, normalize)
 
     @cached_property
     def view(self) -> View:
