@@ -35,7 +35,8 @@ class Job:
     @property
     def options(self) -> dict[str, Any]:
         """The options of the network that its weights or its outputs depend on."""
-        return {k: v for k, v in self.config.model_options.items() if k != "deep_supervision"}
+        deep = {"deep_supervision": True} if self.config.deep_supervision else {}
+        return self.config.model_options | deep
 
     @property
     def device_name(self) -> str:
