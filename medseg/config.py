@@ -60,11 +60,15 @@ class TrainConfig:
         None, "passes over the training part; none: 30, synthetic set: 12", "epoch"
     )
     steps: int | None = flag(None, "steps in all, in place of --epochs; rounded up to whole epochs")
-    batch: int = flag(8, "images a step, on each device")
+    batch: int | str = flag(8, "images a step, on each device; auto: what memory and data allow")
     accumulate: int = flag(1, "steps whose gradients are added up before the weights change")
     loss: str = flag("dice_ce", f"one of {', '.join(LOSSES)}")
     size: int = flag(128, "height and width the network sees; scores are at original size")
     classes: int | None = flag(None, "classes with the background; none: counted in the masks")
+    patches: int | str | None = flag(
+        None, "patches of --size an epoch cuts from each image unscaled; auto: as many as cover it"
+    )
+    foreground: float = flag(1 / 3, "part of the --patches that is centred on a foreground class")
     ignore_index: int | None = flag(None, "mask value of pixels that nobody knows; never learned")
     class_weights: str = flag("none", "of the loss: none, or median (median frequency balancing)")
     group_by: str | None = flag(
@@ -109,7 +113,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that no training can have."""
-        require_least(self, 1, "epochs", "steps", "batch", "size", "accumulate", "step_size")
+        require_least(self, 1, "epochs", "steps", "size", "accumulate", "step_size")
         require_least(self, 0, "workers", "early_stop", "weight_decay", "clip", "save_minutes")
         require(0 < self.lr < math.inf, "lr", self.lr, "must be a number above 0")
         for name in ("power", "gamma"):
@@ -134,6 +138,11 @@ class TrainConfig:
         if self.class_weights != "none" and self.loss in LOSSES:
             refuse_weights(self.loss)
         require_least(self, 0, "cache")
+        for name in ("batch", "patches"):
+            value = getattr(self, name)
+            fine = value >= 1 if isinstance(value, int) else value in (None, "auto")
+            require(fine, name, value, "must be auto, or 1 or more")
+        require(0 <= self.foreground <= 1, "foreground", self.foreground, "must lie in 0..1")
         fine = self.ignore_index is None or 0 <= self.ignore_index <= 65535
         require(fine, "ignore_index", self.ignore_index, "must be a mask value, 0..65535")
         require(self.folds is None or self.folds >= 2, "folds", self.folds, "must be 2 or more")
@@ -142,6 +151,12 @@ class TrainConfig:
         else:
             fine = 0 <= self.fold < self.folds
             require(fine, "fold", self.fold, f"must lie in 0..{self.folds - 1}, as --folds says")
+
+    @property
+    def images(self) -> int:
+        """Images a step, on each device: `batch`, after `prepare` has settled "auto"."""
+        assert isinstance(self.batch, int)
+        return self.batch
 
     def accelerator_and_count(self) -> tuple[str, int | None]:
         """Returns ("auto" | "cpu" | "cuda", how many or None) as `devices` says."""

@@ -18,6 +18,7 @@ from .cache import UNKNOWN, Decoded, keep_decoded, pack_mask
 from .dataset import Item, as_item
 from .files import parallel, read_image, read_mask
 from .geometry import pad_image
+from .header import read_header
 from .table import Sample, Table
 
 FOREGROUND = 1 / 3  # of the patches, as nnU-Net has it
@@ -136,7 +137,15 @@ def cut_patch(pixels: np.ndarray, mask: np.ndarray, corner: tuple[int, ...], siz
     return pad_image(image, size), labels
 
 
-def patches_to_cover(shapes: Sequence[tuple[int, int]], size: int) -> int:
-    """How many patches have, together, the area of the mean image of ``shapes`` (H, W)."""
-    mean = sum(height * width for height, width in shapes) / len(shapes)
+def patches_to_cover(samples: Sequence[Sample], size: int) -> int:
+    """How many patches have, together, the area of the mean image of ``samples``."""
+
+    def area(sample: Sample) -> int:
+        header = read_header(sample.image)
+        if header is None or not header.height:
+            height, width = read_image(sample.image).shape[:2]
+            return height * width
+        return header.height * header.width
+
+    mean = sum(parallel(area, samples)) / len(samples)
     return max(1, math.ceil(mean / size**2))

@@ -24,8 +24,8 @@ from .average import Average
 from .batches import EpochBatches
 from .optimizer import build_optimizer
 from .schedule import learning_rate
-from .scoring import Scored, Scorer
-from .sets import augmentation, class_weights, open_sets
+from .scoring import Scored
+from .sets import augmentation, class_weights, describe_sets, open_scorer, open_sets
 from .shared import same_buffers, shared_loss
 
 _LOOK_EVERY = 16  # steps between looks at the loss: each one waits for the GPU
@@ -68,11 +68,12 @@ class Engine:
         loss = build_loss(config.loss, len(self.table.names), weights)
         self.loss = shared_loss(loss, self.fabric)
         self.augment = augmentation(config)
-        self.train_set, self.val_set = open_sets(config, self.table, self.fabric)
-        self._scorer = Scorer(self.val_set, self.fabric, loss, config.batch, config.normalize)
+        self.train_set, self.val_set = sets = open_sets(config, self.table, self.fabric)
+        self.notes = describe_sets(config, self.table, *sets, weights)
+        self._scorer = open_scorer(config, self.val_set, self.fabric, loss)
         self._batches = EpochBatches(
             len(self.train_set),
-            config.batch,
+            config.images,
             config.seed,
             self.fabric.global_rank,
             self.fabric.world_size,
@@ -152,8 +153,7 @@ class Engine:
         """Yields the batches still to come in this epoch, each with the seconds waited for it."""
         number = self.epoch + 1
         self._batches.start(number, self.step)
-        if hasattr(self.train_set, "set_epoch"):
-            self.train_set.set_epoch(number)
+        self.train_set.set_epoch(number)
         self._loader.generator.manual_seed(self.config.seed + number)  # pyright: ignore
         loaded = iter(self._loader)
         for step in range(self.step, self.steps):

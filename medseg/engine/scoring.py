@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..data import SegmentationSet, read_mask, to_original
+from ..data import PatchSet, SegmentationSet, read_mask, to_original
 from ..data.normalize import normalize
 from ..losses import Loss
 from ..metrics import image_scores
@@ -25,7 +25,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores networks on one set.
+    """Scores networks on one set, each image scaled into a square.
 
     Args:
         data: the val part.
@@ -35,7 +35,7 @@ class Scorer:
         normalize: as in the config.
     """
 
-    data: SegmentationSet
+    data: SegmentationSet | PatchSet
     fabric: Fabric
     loss: Loss
     batch: int
@@ -55,8 +55,7 @@ class Scorer:
             mask = read_mask(sample.mask, self.data.table)
             dice = image_scores(labels_at(logits, mask.shape), mask, len(self.data.table.names))
             share.append((index, Scored(sample.image.name, dice), loss))
-        rows = sorted((row for part in self._gather(share) for row in part), key=lambda row: row[0])
-        return [row[1] for row in rows], float(np.mean([row[2] for row in rows]))
+        return self._together(share)
 
     def predict(self, network: nn.Module, indices: Sequence[int]) -> list[np.ndarray]:
         """Returns the predicted class of every pixel of some images."""
@@ -76,18 +75,24 @@ class Scorer:
         for start in range(0, len(indices), self.batch):
             chosen = indices[start : start + self.batch]
             items: list[Any] = [self.data[i] for i in chosen]
-            images = torch.stack([item["image"] for item in items]).to(self.fabric.device)
-            with self.fabric.autocast():
-                logits = network(normalize(images, self.normalize)).float()
+            logits = self._forward(network, torch.stack([item["image"] for item in items]))
             for index, item, one in zip(chosen, items, logits, strict=True):
                 yield index, one, item["mask"].to(one.device)
 
-    def _gather(self, share: Any) -> list[Any]:
-        if self.fabric.world_size == 1:
-            return [share]
-        shares: list[Any] = [None] * self.fabric.world_size
-        torch.distributed.all_gather_object(shares, share)
-        return shares
+    def _forward(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(N, C, size, size) in 0..1 -> float32 logits (N, K, size, size)."""
+        images = normalize(images.to(self.fabric.device), self.normalize)
+        with self.fabric.autocast():
+            return network(images).float()
+
+    def _together(self, share: list[tuple[int, Scored, float]]) -> tuple[list[Scored], float]:
+        """The (place, scores, loss) of all processes: the scores by place, the mean loss."""
+        shares: list[Any] = [share]
+        if self.fabric.world_size > 1:
+            shares = [None] * self.fabric.world_size
+            torch.distributed.all_gather_object(shares, share)
+        rows = sorted((row for part in shares for row in part), key=lambda row: row[0])
+        return [row[1] for row in rows], float(np.mean([row[2] for row in rows]))
 
 
 def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """All that a training needs, checked and built before its folder is made."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,13 +9,14 @@ from lightning_fabric import seed_everything
 from torch import nn
 
 from ..config import TrainConfig
-from ..data import Table, load_table, write_blood_smear
+from ..data import Table, load_table, patches_to_cover, write_blood_smear
 from ..engine import accidents
 from ..errors import UserError
 from ..flags import check_choice
 from ..losses import LOSSES
 from ..models import create_model, list_models, load_weights
 from ..runs import read_checkpoint
+from .batch import choose_batch
 from .devices import open_fabric
 from .job import Job
 from .trial import check_single, run_once
@@ -44,12 +46,18 @@ def prepare(config: TrainConfig, journal: "Journal") -> Job:
         raise UserError("--tensorboard true: needs a package; pip install 'medseg[tensorboard]'.")
     with fabric.rank_zero_first():
         table = _open_data(config, journal)
+    if config.patches == "auto":
+        count = patches_to_cover(table.part("train"), config.size)
+        config = dataclasses.replace(config, patches=count)
     seed_everything(config.seed, verbose=False)
     network = _build_network(config, table, journal)
     if config.sync_norm and fabric.world_size > 1 and fabric.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(fabric.device)
     with accidents(config):
+        if config.batch == "auto":
+            batch = choose_batch(config, fabric, network, table)
+            config = dataclasses.replace(config, batch=batch)
         ops = run_once(config, fabric, network, table)
         check_single(config, fabric, network, table)
     state = None if config.resume is None else read_checkpoint(Path(config.resume))

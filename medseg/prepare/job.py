@@ -89,13 +89,14 @@ class Job:
             "in_channels": self.table.channels,
             "classes": len(self.table.names),
             "size": self.config.size,
+            "patches": self.config.patches is not None,
             "class_names": list(self.table.names),
             "mask_values": list(self.table.values),
             "options": self.options,
             "normalize": self.config.normalize,
             "epoch": engine.best_epoch,
             "dice": engine.best,
-        }
+        } | ({"window": self.config.size} if self.config.patches is not None else {})
 
 
 def _relative(path: Path, root: Path, folder: str) -> str:

@@ -49,8 +49,9 @@ def run_once(
 
 def check_single(config: TrainConfig, fabric: Fabric, network: nn.Module, table: Table) -> None:
     """Refuses steps of one image where a batch norm would see a single number of each channel."""
-    images = len(table.part("train")) // fabric.world_size
-    if min(images, config.batch) > 1:
+    of_each = config.patches if isinstance(config.patches, int) else 1
+    images = len(table.part("train")) * of_each // fabric.world_size
+    if min(images, config.images) > 1:
         return
     blank = torch.zeros(1, table.channels, config.size, config.size, device=fabric.device)
     try:

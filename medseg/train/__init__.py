@@ -65,7 +65,7 @@ def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
             _refuse_finished(config, engine)
         run = _folder(job)
         try:
-            facts = _begin(job, run, journal, huge_pages)
+            facts = _begin(job, engine, run, journal, huge_pages)
             stopped = fit(job, engine, run, journal)
         except UserError:
             if run is not None and not (config.resume or (run.path / "last.ckpt").exists()):
@@ -111,7 +111,7 @@ def _folder(job: "Job") -> "RunFolder | None":
 
 
 def _begin(
-    job: "Job", run: "RunFolder | None", journal: "Journal", huge_pages: str
+    job: "Job", engine: "Engine", run: "RunFolder | None", journal: "Journal", huge_pages: str
 ) -> dict[str, Any]:
     """Writes and says what is known before the first step."""
     from ..runs import environment
@@ -128,8 +128,11 @@ def _begin(
     parts = f"{len(table.part('train'))} train, {len(table.part('val'))} val"
     journal.say(f"run      {run.path}")
     journal.say(f"data     {table.root}: {parts}; {', '.join(table.names)}")
+    for line in engine.notes:
+        journal.say(line)
     journal.say(
-        f"model    {config.model}, {weights / 1e6:.2f} M weights, {config.size}x{config.size}"
+        f"model    {config.model}, {weights / 1e6:.2f} M weights, {config.size}x{config.size}, "
+        f"{config.batch} a step"
     )
     journal.say(f"device   {job.device_name}, {config.precision}, {facts['threads']} threads")
     for op, words in job.ops.items():

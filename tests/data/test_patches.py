@@ -122,10 +122,10 @@ def test_wrong_numbers_are_refused(rare):
             PatchSet(rare, rare.samples, size, patches, foreground)
 
 
-def test_patches_to_cover():
-    assert patches_to_cover([(512, 512)], 128) == 16
-    assert patches_to_cover([(100, 100), (300, 100)], 128) == 2
-    assert patches_to_cover([(10, 10)], 128) == 1
+def test_patches_to_cover(rare):
+    assert patches_to_cover(rare.samples, 64) == 2  # 64x80
+    assert patches_to_cover(rare.samples, 16) == 20
+    assert patches_to_cover(rare.samples, 100) == 1
 
 
 def test_small_precipitates_of_the_superalloy():
