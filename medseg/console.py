@@ -88,7 +88,8 @@ def guarded(main: Callable[[Journal], Any]) -> int:
         for anything else, whose traceback goes to the log of the run, or to a temporary file where
         there is none.
     """
-    journal = Journal(quiet=os.environ.get("LOCAL_RANK", "0") != "0")
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")  # torchrun sets both
+    journal = Journal(quiet=rank != "0")
     try:
         with _term_like_interrupt(journal):
             main(journal)
