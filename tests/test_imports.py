@@ -31,6 +31,7 @@ FLOORS = (
     ("kernels",),
     ("layers",),
     ("models",),
+    ("fusion",),
     SIBLINGS,
     ("inference",),
     ("engine",),

@@ -24,8 +24,13 @@ class ECA(nn.Module):
     Raises:
         ValueError: neither ``channels`` nor ``kernel_size`` is given, or one is out of range.
 
+    Attributes:
+        backend: of the fused op, as its argument; None takes the fastest that can run.
+
     Source: Wang et al., "ECA-Net", CVPR 2020, arXiv:1910.03151.
     """
+
+    backend: str | None = None
 
     def __init__(
         self,
@@ -52,7 +57,7 @@ class ECA(nn.Module):
         """x, residual: (N, C, H, W); returns the same shape, or with ``pool`` 2 half as high and
         wide; with a residual (that, x + residual)."""
         weight, bias = self.conv.weight.flatten(), self.conv.bias
-        return eca_attention(x, weight, bias, residual=residual, pool=pool)
+        return eca_attention(x, weight, bias, residual=residual, pool=pool, backend=self.backend)
 
 
 def adaptive_kernel_size(channels: int | None, gamma: float = 2, b: float = 1) -> int:

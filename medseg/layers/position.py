@@ -26,9 +26,14 @@ class PositionAttention(nn.Module):
     Raises:
         ValueError: an argument is out of range.
 
+    Attributes:
+        backend: of the fused op, as its argument; None takes the fastest that can run.
+
     Sources: HPDDRNet (github.com/fanjuchen/HPDDRNet); Fu et al., "Dual Attention Network",
     CVPR 2019, arXiv:1809.02983.
     """
+
+    backend: str | None = None
 
     def __init__(
         self,
@@ -63,11 +68,11 @@ class PositionAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if self.variant == "danet":
             q, k, v = (_tokens(part(x)) for part in (self.q, self.k, self.v))
-            out = _map(position_attention(q, k, v, scale=1.0, dropout=dropout), x)
-            return self.gamma.to(out.dtype) * out + x
+            out = position_attention(q, k, v, scale=1.0, dropout=dropout, backend=self.backend)
+            return self.gamma.to(out.dtype) * _map(out, x) + x
         tokens = _tokens(self.conv(x)).contiguous()  # once, else each projection copies them
         out = position_attention(  # whose inputs need no name here that would keep them
-            self.q(tokens), self.k(tokens), self.v(tokens), dropout=dropout
+            self.q(tokens), self.k(tokens), self.v(tokens), dropout=dropout, backend=self.backend
         )
         return _map(self.o(out), x)
 

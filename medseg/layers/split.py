@@ -36,8 +36,13 @@ class SplitAttention(nn.Module):
     Raises:
         ValueError: an option is out of range, or a width is no multiple of its groups.
 
+    Attributes:
+        backend: of the fused op, as its argument; None takes the fastest that can run.
+
     Source: Zhang et al., "ResNeSt", arXiv:2004.08955.
     """
+
+    backend: str | None = None
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class SplitAttention(nn.Module):
             norm.running_mean, norm.running_var, self.fc2.weight.flatten(1), self.fc2.bias,
             radix=self.radix, cardinality=self.cardinality, training=norm.training,
             momentum=norm.momentum, eps=norm.eps, scale=scale, shift=shift,
+            backend=self.backend,
         )  # fmt: skip
         if norm.training:
             norm.num_batches_tracked.add_(1)

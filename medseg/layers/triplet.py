@@ -27,8 +27,13 @@ class TripletAttention(nn.Module):
     Raises:
         ValueError: ``kernel_size`` is even or below 1.
 
+    Attributes:
+        backend: of the fused op, as its argument; None takes the fastest that can run.
+
     Source: Misra et al., "Rotate to Attend", WACV 2021, arXiv:2010.03045.
     """
+
+    backend: str | None = None
 
     def __init__(self, kernel_size: int = 7, spatial: bool = True) -> None:
         super().__init__()
@@ -63,6 +68,7 @@ class TripletAttention(nn.Module):
             training=first.training,
             momentum=first.momentum,  # pyright: ignore[reportArgumentType]
             eps=first.eps,
+            backend=self.backend,
         )
         if first.training:
             _write_back(norms, running, stats)

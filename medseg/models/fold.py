@@ -13,7 +13,7 @@ _DECONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def fuse_conv_bn(model: nn.Module, example: Tensor | None = None) -> nn.Module:
+def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None) -> nn.Module:
     """A copy of a model for inference, in which batch norms are part of the convolutions before.
 
     One run tells which convolution feeds which batch norm: a pair is fused where each is called
@@ -24,7 +24,7 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     Args:
         model: in eval mode; it is not changed. The copy has other entries in its state dict and
             can no longer be trained.
-        example: an input to run with; None takes a small image for the ``Network``s of medseg.
+        example: an input to run with, or a tuple of them; None takes a small image for the ``Network``s of medseg.
 
     Raises:
         ValueError: the model is in training mode, or no example is given to a model that is not
@@ -35,7 +35,7 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     model = copy.deepcopy(model)
     if example is None:
         example = _small_image(model)
-    pairs = _pairs(model, example)
+    pairs = _pairs(model, example if isinstance(example, tuple) else (example,))
     for conv, norm in pairs:
         _fold(conv, norm)
     folded = {norm for _, norm in pairs}
@@ -79,7 +79,7 @@ class _Uses(TorchDispatchMode):
 
 
 @torch.no_grad()
-def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
+def _pairs(model: nn.Module, example: tuple[Any, ...]) -> list[tuple[Any, Any]]:
     """The (convolution, norm) pairs that one run shows to be alone with each other."""
     uses, calls = _Uses(), {}
     made: dict[int, nn.Module] = {}  # where the output of a convolution lies
@@ -103,7 +103,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
                 handles.append(module.register_forward_pre_hook(before))
     try:
         with uses:
-            model(example)
+            model(*example)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,293 @@
+"""`fuse(verify=...)`: outputs and gradients before and after, block by block and as a whole.
+
+Rounding differs between two formulas, and networks magnify it, batch norms of few numbers most.
+How much, the model itself tells: it is run once more with the outputs of its blocks, or a block
+with its input, changed by a unit in the last place. Fusing may change results by `TOLERANCE`, or by
+`MARGIN` times what such a change does.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .block import Fused, put, take
+from .cost import costs
+from .report import Cost, Report
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative to the largest
+HALF_TOLERANCE = 2e-2
+GRADIENTS = 10.0  # times as much for gradients, which are long sums
+MARGIN = 8.0
+
+
+class Place(NamedTuple):
+    """A block that is to be fused: its path in the model and the form it has."""
+
+    path: str
+    block: nn.Module
+    form: type[Fused]
+
+
+class Difference(NamedTuple):
+    """How far two results are apart and how far they may be, both relative to the largest."""
+
+    found: float
+    allowed: float
+
+    @property
+    def excess(self) -> float:
+        return self.found / self.allowed if self.found else 0.0
+
+
+def verified(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    places: list[Place],
+    backend: str | None,
+    report: Report,
+) -> None:
+    """Fuses the blocks if nothing changes by it but rounding, and enters the costs in the report.
+
+    Raises:
+        RuntimeError: something changes; the model is as it was.
+    """
+    device = device_of(model, inputs)
+    try:
+        with _as_found(model, device), torch.inference_mode(False), torch.enable_grad():
+            calls = _compare(model, inputs, places, backend, device)
+            report.step = "training step" if model.training else "inference"
+            step = _stepper(model, inputs)
+            report.before, report.after = _before_and_after(places, backend, step, device)
+            for place, row in zip(places, report.fused, strict=True):
+                if maps := calls[place.path]:
+                    row.before, row.after = _block_costs(place, maps, backend, device)
+        for place in places:
+            _fuse(place, backend)
+    except BaseException:
+        for place in places:
+            _unfuse(place)
+        raise
+
+
+def _fuse(place: Place, backend: str | None) -> None:
+    if not isinstance(place.block, Fused):
+        put(place.block, place.form, backend)
+
+
+def _unfuse(place: Place) -> None:
+    if isinstance(place.block, Fused):
+        take(place.block)
+
+
+def device_of(model: nn.Module, inputs: tuple[Any, ...]) -> torch.device:
+    """Where a model runs."""
+    tensors = (t for t in (*model.parameters(), *tree_leaves(inputs)) if isinstance(t, Tensor))
+    return next(tensors, torch.zeros(0)).device
+
+
+@contextmanager
+def _as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leaves buffers and random numbers as they were."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
+
+
+def _compare(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    places: list[Place],
+    backend: str | None,
+    device: torch.device,
+) -> dict[str, list[Tensor]]:
+    """Refuses what differs; returns what each block was called with."""
+    calls: dict[str, list[Tensor]] = {place.path: [] for place in places}
+    plain = _results(model, inputs, device, {p.block: _keeper(calls[p.path]) for p in places})
+    jittered = _results(model, inputs, device, {p.block: _jitter_output for p in places})
+    for place in places:
+        _fuse(place, backend)
+    fused = _results(model, inputs, device, {})
+    whole = _difference(plain, fused, jittered)
+    worst, by_block = places[0], Difference(-1.0, 1.0)
+    for place in places:
+        for x in calls[place.path]:
+            found = _block_difference(place, x, backend, device)
+            if found.excess > by_block.excess:
+                worst, by_block = place, found
+    if whole.excess <= 1 and by_block.excess <= 1:
+        return calls
+    raise RuntimeError(
+        f"fusing changes results, so the model was left as it was; the worst layer is {worst.path} "
+        f"({type(worst.block).original.__name__}), off by {by_block.found:.1e} where "  # pyright: ignore
+        f"{by_block.allowed:.1e} is rounding; the whole model is off by {whole.found:.1e} where "
+        f"{whole.allowed:.1e} is"
+    )
+
+
+def _keeper(into: list[Tensor]) -> Callable[..., None]:
+    def hook(block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if torch.is_grad_enabled() and len(args) == 1 and isinstance(args[0], Tensor):
+            into.append(args[0].detach().clone())
+
+    return hook
+
+
+def _jitter_output(block: nn.Module, args: Any, out: Any) -> Any:
+    return tree_map(_jittered, out)
+
+
+def _jittered(t: Any) -> Any:
+    """Each number changed by up to a unit in its last place."""
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        return t
+    wide = torch.promote_types(t.dtype, torch.float32)
+    noise = torch.rand(t.shape, dtype=wide, generator=torch.Generator().manual_seed(0))
+    return (t * (1 + torch.finfo(t.dtype).eps * noise.to(t.device))).to(t.dtype)
+
+
+class _Results(NamedTuple):
+    outputs: list[Tensor]
+    gradients: list[Tensor]
+
+
+def _results(
+    model: nn.Module, inputs: tuple[Any, ...], device: torch.device, hooks: dict[nn.Module, Any]
+) -> _Results:
+    """Outputs with and without gradients, statistics of norms, and gradients, of a run.
+
+    Gradients of inputs are apart, those of parameters together: some of them, as of a bias in
+    front of a norm, are nothing but rounding.
+    """
+    with ExitStack() as stack, _as_found(model, device):
+        for block, hook in hooks.items():
+            stack.callback(block.register_forward_hook(hook).remove)
+        torch.manual_seed(0)
+        inputs = tree_map(_leaf, inputs)
+        outputs = floats(model(*inputs))
+        leaves, learned = floats(inputs), [p for p in model.parameters() if p.requires_grad]
+        graded = [out for out in outputs if out.requires_grad]
+        found: Any = [None] * (len(leaves) + len(learned))
+        if graded:
+            weights = [torch.linspace(-1, 1, o.numel(), device=o.device).cos() for o in graded]
+            grads = [w.view(o.shape).to(o.dtype) for w, o in zip(weights, graded, strict=True)]
+            found = torch.autograd.grad(graded, [*leaves, *learned], grads, allow_unused=True)
+        with torch.no_grad():
+            quiet = floats(model(*inputs))
+        state = [b.detach().clone() for b in model.buffers() if b.is_floating_point()]
+    kept = [t.detach() for t in (*outputs, *quiet)]
+    together = [g.flatten() for g in found[len(leaves) :] if g is not None]
+    apart = [g for g in found[: len(leaves)] if g is not None]
+    return _Results([*kept, *state], [*apart, *([torch.cat(together)] if together else [])])
+
+
+def _leaf(t: Any) -> Any:
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        return t
+    return t.detach().clone().requires_grad_()
+
+
+def floats(tree: Any) -> list[Tensor]:
+    """The floating-point tensors of a tree of containers."""
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _difference(plain: _Results, fused: _Results, jittered: _Results) -> Difference:
+    """The worst difference of outputs and gradients."""
+    outputs = _worst(plain.outputs, fused.outputs, jittered.outputs, 1.0)
+    if len(plain.gradients) != len(fused.gradients):
+        return Difference(math.inf, 1.0)
+    gradients = _worst(plain.gradients, fused.gradients, jittered.gradients, GRADIENTS)
+    return max(outputs, gradients, key=lambda d: d.excess)
+
+
+def _worst(
+    plain: list[Tensor], fused: list[Tensor], jittered: list[Tensor], times: float
+) -> Difference:
+    worst = Difference(0.0, 1.0)
+    for a, b, noisy in zip(plain, fused, jittered, strict=True):
+        if a.shape != b.shape or a.dtype is not b.dtype:
+            return Difference(math.inf, 1.0)
+        allowed = max(TOLERANCE.get(a.dtype, HALF_TOLERANCE) * times, MARGIN * distance(a, noisy))
+        worst = max(worst, Difference(distance(a, b), allowed), key=lambda d: d.excess)
+    return worst
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest number; of equal infinities and NaN none."""
+    if a.numel() == 0:
+        return 0.0
+    same = (a == b) | (a.isnan() & b.isnan())
+    gap = torch.where(same, 0.0, (a.double() - b.double()).abs()).max()
+    scale = torch.where(a.isfinite(), a.double().abs(), 0.0).max()
+    if not bool(gap.isfinite()):
+        return math.inf
+    return float(gap / scale) if scale else float(gap)
+
+
+def _block_difference(
+    place: Place, x: Tensor, backend: str | None, device: torch.device
+) -> Difference:
+    """The block against itself, fused, on a map that it got in the model."""
+    _unfuse(place)
+    plain = _results(place.block, (x,), device, {})
+    jittered = _results(place.block, (_jittered(x),), device, {})
+    _fuse(place, backend)
+    return _difference(plain, _results(place.block, (x,), device, {}), jittered)
+
+
+def _stepper(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
+    """One inference, or in training mode forward and backward."""
+
+    def infer() -> Any:
+        with torch.no_grad():
+            return model(*inputs)
+
+    def train() -> Any:
+        leaves = tree_map(_leaf, inputs)
+        outputs = [out for out in floats(model(*leaves)) if out.requires_grad]
+        asked = [t for t in (*floats(leaves), *model.parameters()) if t.requires_grad]
+        grads = [torch.ones_like(out) for out in outputs]
+        return torch.autograd.grad(outputs, asked, grads, allow_unused=True) if outputs else None
+
+    return train if model.training else infer
+
+
+def _before_and_after(
+    places: list[Place], backend: str | None, step: Callable[[], Any], device: torch.device
+) -> tuple[Cost, Cost]:
+    """What a step costs with the blocks as they were and fused."""
+
+    def plain() -> Any:
+        for place in places:
+            _unfuse(place)
+        return step()
+
+    def fused() -> Any:
+        for place in places:
+            _fuse(place, backend)
+        return step()
+
+    before, after = costs([plain, fused], device)
+    return before, after
+
+
+def _block_costs(
+    place: Place, maps: list[Tensor], backend: str | None, device: torch.device
+) -> tuple[Cost, Cost]:
+    """The same of one block: the time of all its calls, the memory of the largest."""
+    pairs = [_before_and_after([place], backend, _stepper(place.block, (x,)), device) for x in maps]
+    before, after = (
+        Cost(sum(cost.ms for cost in side), max(cost.mb for cost in side))
+        for side in zip(*pairs, strict=True)
+    )
+    return before, after
