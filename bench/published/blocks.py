@@ -1,6 +1,8 @@
 """The attention blocks of ECANet, timm, landskape-ai, ResNeSt, DANet, HPDDRNet, CBAM and scSE."""
 
+import functools
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +118,11 @@ class TripletAttention(nn.Module):
         return 1 / 3 * (self.hw(x) + high + wide)
 
 
+def total(maps):
+    """The sum of maps, one by one."""
+    return functools.reduce(operator.add, maps)
+
+
 class rSoftMax(nn.Module):
     """Softmax over the splits, from group-major to split-major; of one split a sigmoid."""
 
@@ -154,11 +161,11 @@ class SplAtConv2d(nn.Module):
         u = self.conv(x)
         u = self.relu(self.bn0(u) if self.use_bn else u)
         splits = u.split(u.shape[1] // self.radix, 1)
-        h = self.fc1(F.adaptive_avg_pool2d(sum(splits), 1))
+        h = self.fc1(F.adaptive_avg_pool2d(total(splits), 1))
         h = self.relu(self.bn1(h) if self.use_bn else h)
         gates = self.rsoftmax(self.fc2(h)).view(len(x), -1, 1, 1)
         gates = gates.split(u.shape[1] // self.radix, 1)
-        return sum(a * u for a, u in zip(gates, splits, strict=True)).contiguous()
+        return total([a * u for a, u in zip(gates, splits, strict=True)]).contiguous()
 
 
 class RadixSoftmax(rSoftMax):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .blocks import rSoftMax
+from .blocks import rSoftMax, total
 
 # Channels before, inside and behind, and levels; those of four levels "F" dilate, they do not pool.
 ENCODER = ((0.5, 1, 7), (0.5, 2, 6), (1, 4, 5), (2, 8, 4), (4, 8, "F"), (4, 8, "F"))
@@ -38,7 +38,7 @@ class SplAtConv2d(nn.Module):
         s = F.adaptive_avg_pool2d(splits[0] + splits[1], 1)
         z = self.fc2(self.relu(self.bn1(self.fc1(s))))
         gates = self.rsoftmax(z).view(len(x), -1, 1, 1).split(u.shape[1] // self.radix, 1)
-        return sum(a * u for a, u in zip(gates, splits, strict=True)).contiguous()
+        return total([a * u for a, u in zip(gates, splits, strict=True)]).contiguous()
 
 
 class SABlock(nn.Module):

@@ -76,14 +76,14 @@ def _is_map(x: Any) -> bool:
 def put(block: nn.Module, layer: type[Fused], backend: str | None) -> None:
     """Makes a block a fused one."""
     block.__class__ = made(layer, type(block))
-    block.backend = backend
+    vars(block)["backend"] = backend
 
 
 def take(block: Fused) -> None:
     """Makes a fused block what it was."""
     for name in ("backend", *block.extra):
         vars(block).pop(name, None)
-    block.__class__ = block.original
+    block.__class__ = block.original  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache

@@ -119,7 +119,5 @@ def _close(a: Tensor | None, b: Tensor | None) -> bool:
         return a is b
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
-    scale = max(1.0, float(a.detach().abs().max())) if a.numel() else 1.0
-    return bool(torch.isfinite(a).all()) and bool(
-        ((a - b).abs() <= CLOSE.get(a.dtype, 0.0) * scale).all()
-    )
+    limit = CLOSE.get(a.dtype, 0.0) * (max(1.0, float(a.detach().abs().max())) if a.numel() else 1)
+    return bool(torch.isfinite(a).all()) and bool(((a - b).abs() <= limit).all())

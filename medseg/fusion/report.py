@@ -117,8 +117,9 @@ class OptimizeReport:
     def __str__(self) -> str:
         rows = [("as it was", f"{self.before:.1f}", "", "")]
         for s in self.steps:
-            cells = ("" if v is None else f"{v:{f}}" for v, f in ((s.ms, ".1f"), (s.error, ".1e")))
-            rows.append((s.name, *cells, "kept" if s.undone is None else f"undone: {s.undone}"))
+            ms = "" if s.ms is None else f"{s.ms:.1f}"
+            error = "" if s.error is None else f"{s.error:.1e}"
+            rows.append((s.name, ms, error, f"undone: {s.undone}" if s.undone else "kept"))
         text = _table("Inference", ("step", "ms", "relative error", ""), rows)
         return f"{text}{self.before / self.after:.2f} times as fast"
 

@@ -26,6 +26,8 @@ class FusedStencil(Fused):
     own_weights = True
     weight: Tensor
     padding_mode: str
+    _masks: tuple[str, tuple[int, ...]]
+    _gains: Tensor
 
     @staticmethod
     def may_be(module: Any) -> bool:

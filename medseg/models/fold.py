@@ -24,7 +24,8 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
     Args:
         model: in eval mode; it is not changed. The copy has other entries in its state dict and
             can no longer be trained.
-        example: an input to run with, or a tuple of them; None takes a small image for the ``Network``s of medseg.
+        example: an input to run with, or a tuple of them; None takes a small image for the
+            ``Network``s of medseg.
 
     Raises:
         ValueError: the model is in training mode, or no example is given to a model that is not

@@ -38,11 +38,11 @@ def make(name):
     torch.manual_seed(1)
     block = FORMS[name][0]()
     for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
             module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
     if isinstance(getattr(block, "gamma", None), nn.Parameter):
         nn.init.constant_(block.gamma, 0.7)
     return block
