@@ -17,9 +17,10 @@ class SplitAttention(nn.Module):
 
     In inference, that is with ``bn0`` in eval mode under ``torch.no_grad()``, batch norm and ReLU
     are folded into the attention, and u never exists in memory. The fused op needs a plain
-    ``BatchNorm2d`` with running statistics as ``bn1``; with any other norm there (``SyncBatchNorm``
-    after a conversion, ``momentum=None``, none at all) the block runs as the plain modules it is,
-    on every backend. The parameter names are those of the ResNeSt authors.
+    ``BatchNorm2d`` with running statistics as ``bn1``, or a ``SyncBatchNorm`` in eval mode; with
+    any other norm there (``SyncBatchNorm`` in training, ``momentum=None``, none at all) the gates
+    run as the modules they are, between a pooling and a combination of the map, on every backend.
+    The parameter names are those of the ResNeSt authors.
 
     Args:
         in_channels: width of the input.
@@ -77,7 +78,7 @@ class SplitAttention(nn.Module):
         """x: (N, in_channels, H, W); returns (N, channels, H', W')."""
         x = self.conv(x)
         if not _is_plain(self.bn1) or self.bn1.weight.dtype is not self.fc1.weight.dtype:
-            return self._plain(self._active(x))
+            return self._by_modules(self._active(x))
         if torch.is_grad_enabled() or not _is_plain(self.bn0) or self.bn0.training:
             return self._fused(self._active(x))
         return self._fused(x, *_scale_and_shift(self.bn0))
@@ -100,12 +101,10 @@ class SplitAttention(nn.Module):
             norm.num_batches_tracked.add_(1)
         return out
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def _by_modules(self, x: Tensor) -> Tensor:
         splits = x.chunk(self.radix, 1)
-        total = splits[0]
-        for split in splits[1:]:
-            total = total + split
-        h = self.bn1(self.fc1(F.adaptive_avg_pool2d(total, 1))).relu()
+        pooled = x.mean((2, 3), keepdim=True)  # (N, R * C, 1, 1): one read of the map
+        h = self.bn1(self.fc1(pooled.unflatten(1, (self.radix, -1)).sum(1))).relu()
         z = self.fc2(h).unflatten(1, (self.cardinality, self.radix, -1))  # (N, K, R, C/K, 1, 1)
         a = z.softmax(2) if self.radix > 1 else z.sigmoid()
         gates = a.transpose(1, 2).flatten(1, 3).to(x.dtype).chunk(self.radix, 1)
@@ -139,7 +138,7 @@ def _inner_width(
 def _is_plain(norm: nn.Module) -> bool:
     """Whether the fused op can stand for this norm."""
     return (
-        type(norm) is nn.BatchNorm2d
+        (type(norm) is nn.BatchNorm2d or (type(norm) is nn.SyncBatchNorm and not norm.training))
         and norm.affine
         and norm.running_mean is not None
         and norm.momentum is not None

@@ -5,8 +5,13 @@ from torch import Tensor, nn
 
 from medseg.kernels import triplet_attention
 
-# Where each gate finds its pooled axis in the place of the channels; swapped back the same way.
-_TURN = {"gate_h": (0, 2, 1, 3), "gate_w": (0, 3, 2, 1), "gate_c": (0, 1, 2, 3)}
+# Of each gate: the axis of x that it pools, whether its plane (N, R, S) is what that leaves of x
+# with two axes swapped, and where the axes of the gate (N, 1, R, S) belong in x.
+_AXES = {
+    "gate_h": (2, False, (0, 2, 1, 3)),
+    "gate_w": (3, True, (0, 3, 2, 1)),
+    "gate_c": (1, False, (0, 1, 2, 3)),
+}
 
 
 class TripletAttention(nn.Module):
@@ -17,8 +22,10 @@ class TripletAttention(nn.Module):
     gates, so they can be frozen apart from the rest.
 
     The fused op needs plain batch norms with running statistics that agree in momentum, eps and
-    mode. With any other norm in a gate (``SyncBatchNorm`` after a conversion, ``momentum=None``,
-    ``track_running_stats=False``) the gates run as the plain modules they are, on every backend.
+    mode; ``SyncBatchNorm`` is one in eval mode. With any other norm in a gate (``SyncBatchNorm`` in
+    training, ``momentum=None``, ``track_running_stats=False``) the map is pooled along its axes as
+    it lies, the norms run as the modules they are, and the map is gated once by the mean of the
+    gates, on every backend.
 
     Args:
         kernel_size: size of the square convolutions of the gates, odd.
@@ -50,7 +57,7 @@ class TripletAttention(nn.Module):
             gates.append(self.gate_c)
         norms = [gate.bn for gate in gates]
         if not _can_stack(norms):
-            return self._plain(x)
+            return self._by_modules(x)
         return self._fused(x, gates, norms)
 
     def _fused(self, x: Tensor, gates: list["ZPoolGate"], norms: list[nn.BatchNorm2d]) -> Tensor:
@@ -74,17 +81,16 @@ class TripletAttention(nn.Module):
             _write_back(norms, running, stats)
         return out
 
-    def _plain(self, x: Tensor) -> Tensor:
-        gates = {"gate_h": self.gate_h, "gate_w": self.gate_w, "gate_c": self.gate_c}
-        gated = [
-            gate(x.permute(_TURN[name])).permute(_TURN[name])
-            for name, gate in gates.items()
-            if gate is not None
-        ]
-        total = gated[0]
-        for part in gated[1:]:
-            total = total + part
-        return total / len(gated)
+    def _by_modules(self, x: Tensor) -> Tensor:
+        modules = {"gate_h": self.gate_h, "gate_w": self.gate_w, "gate_c": self.gate_c}
+        gates = []
+        for name, gate in modules.items():
+            if gate is not None:
+                axis, turned, back = _AXES[name]
+                planes = torch.stack((x.max(axis).values, x.mean(axis)), 1)  # (N, 2, R, S)
+                gates.append(gate.gate(planes.mT if turned else planes).permute(back))
+        mean = sum(gates[1:], gates[0]) / len(gates)
+        return x * mean.to(x.dtype)
 
 
 class ZPoolGate(nn.Module):
@@ -98,8 +104,11 @@ class ZPoolGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, A, R, S), pooled over A; returns the same shape."""
         pooled = torch.stack((x.max(1).values, x.mean(1)), 1)  # (N, 2, R, S)
-        gate = self.bn(self.conv(pooled.to(self.conv.weight.dtype))).sigmoid()
-        return x * gate.to(x.dtype)
+        return x * self.gate(pooled).to(x.dtype)
+
+    def gate(self, pooled: Tensor) -> Tensor:
+        """pooled: (N, 2, R, S), maximum and mean; returns the gate (N, 1, R, S)."""
+        return self.bn(self.conv(pooled.to(self.conv.weight.dtype))).sigmoid()
 
 
 @torch.no_grad()
@@ -112,8 +121,9 @@ def _write_back(norms: list[nn.BatchNorm2d], running: list[Tensor | None], stats
 def _can_stack(norms: list[nn.BatchNorm2d]) -> bool:
     """Whether one call of the op can stand for these norms."""
     first = norms[0]
+    plain = (nn.BatchNorm2d,) if first.training else (nn.BatchNorm2d, nn.SyncBatchNorm)
     return all(
-        type(n) is nn.BatchNorm2d
+        type(n) in plain
         and n.affine
         and n.running_mean is not None
         and n.momentum is not None

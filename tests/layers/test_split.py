@@ -110,7 +110,7 @@ def test_equals_its_plain_modules(radix, cardinality, training):
     plain = copy.deepcopy(layer)
     x, y = image(6).requires_grad_(), image(6).requires_grad_()
     for _ in range(2):
-        out, other = layer(x), plain._plain(plain.bn0(plain.conv(y)).relu())
+        out, other = layer(x), plain._by_modules(plain.bn0(plain.conv(y)).relu())
         torch.testing.assert_close(out, other)
     out.square().sum().backward()
     other.square().sum().backward()
@@ -142,7 +142,7 @@ def test_a_norm_frozen_apart_from_the_rest(layer, frozen):
     plain = copy.deepcopy(layer)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            other = plain._plain(plain.bn0(plain.conv(image())).relu())
+            other = plain._by_modules(plain.bn0(plain.conv(image())).relu())
             torch.testing.assert_close(layer(image()), other)
     for (key, a), b in zip(layer.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=key)
@@ -177,6 +177,29 @@ def without(layer):
     return SplitAttention(8, norm_layer=None).double()
 
 
+class OwnNorm(nn.BatchNorm2d):
+    """A batch norm by another name, as one that shares its statistics is: the op must not know."""
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_that_is_no_plain_one_takes_part(layer, training):
+    """Between pooling and combining its own forward runs, and all is as in the fused op."""
+    own, calls = copy.deepcopy(layer).train(training), []
+    own.bn1.__class__ = OwnNorm
+    own.bn1.register_forward_hook(lambda *seen: calls.append(seen))
+    x, y = image().requires_grad_(), image().requires_grad_()
+    out, other = own(x), layer.train(training)(y)
+    torch.testing.assert_close(out, other)
+    assert len(calls) == 1
+    out.square().sum().backward()
+    other.square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    for (key, a), b in zip(own.named_parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=key)
+    for (key, a), b in zip(own.named_buffers(), layer.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(
     "change", [sync, cumulative, untracked, untracked_front, group_norm, without]
@@ -185,7 +208,7 @@ def test_norms_the_op_cannot_take(layer, change, grad):
     layer = change(layer)
     plain = copy.deepcopy(layer)
     with torch.set_grad_enabled(grad):
-        other = plain._plain(plain.bn0(plain.conv(image())).relu())
+        other = plain._by_modules(plain.bn0(plain.conv(image())).relu())
         torch.testing.assert_close(layer(image()), other)
     for (key, a), b in zip(layer.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=key)
@@ -218,7 +241,7 @@ def test_half_precision_network_with_float32_norms(layer, grad):
     x = image().bfloat16()
     with torch.set_grad_enabled(grad):
         out = layer(x)
-        other = layer._plain(layer.bn0(layer.conv(x)).relu())
+        other = layer._by_modules(layer.bn0(layer.conv(x)).relu())
     assert out.dtype is torch.bfloat16
     torch.testing.assert_close(out, other)
 
