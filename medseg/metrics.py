@@ -52,6 +52,17 @@ def image_scores(
     Raises:
         ValueError: the shapes differ, or a label is outside 0 .. K - 1.
     """
+    counts = confusion(pred, target, classes)
+    both = np.diagonal(counts)
+    total = counts.sum(0) + counts.sum(1)
+    return [float(2 * both[k] / total[k]) if total[k] else None for k in range(1, classes)]
+
+
+def confusion(pred: np.ndarray | Tensor, target: np.ndarray | Tensor, classes: int) -> np.ndarray:
+    """Pixels by true class (row) and predicted class (column), int64 (K, K).
+
+    Arguments and errors are those of ``image_scores``.
+    """
     pred_labels, target_labels = (
         _labels(pred, classes, "pred"),
         _labels(target, classes, "target", IGNORE),
@@ -62,10 +73,7 @@ def image_scores(
         )
     known = target_labels != IGNORE
     pairs = target_labels[known] * classes + pred_labels[known]
-    counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-    both = np.diagonal(counts)
-    total = counts.sum(0) + counts.sum(1)
-    return [float(2 * both[k] / total[k]) if total[k] else None for k in range(1, classes)]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def iou_from_dice(dice: Number) -> Number:

@@ -2,13 +2,14 @@
 
 from .figures import curves_file
 from .outlines import Picture, best_and_worst, outlined
-from .page import Report, render
+from .page import Report, Speed, render
 from .scores import ScoreLine, score_lines
 
 __all__ = [
     "Picture",
     "Report",
     "ScoreLine",
+    "Speed",
     "best_and_worst",
     "curves_file",
     "outlined",

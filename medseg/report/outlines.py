@@ -28,12 +28,17 @@ class Picture:
         return mean_of(self.dice)
 
     def svg(self) -> Markup:
-        """Returns the picture; paths have the classes `mask` or `pred`, and `c1`, `c2`, ..."""
-        layers = {
-            f"{kind} c{k}": labels == k
-            for kind, labels in (("mask", self.mask), ("pred", self.predicted))
-            for k in range(1, len(self.dice) + 1)
-        }
+        """Returns the picture, its outlines drawn in two ways of which the page shows one.
+
+        Paths have the classes `tp`, `fp` and `fn` (of all classes together; a pixel of a wrong
+        class is missed and false), and `mask` or `pred` with `c1`, `c2`, ...
+        """
+        known, found = self.mask >= 0, self.predicted > 0
+        right, there = self.mask == self.predicted, self.mask > 0
+        errors = {"tp": right & there, "fp": known & found & ~right, "fn": there & ~right}
+        layers = {f"{kind} e": region for kind, region in errors.items()}
+        for kind, labels in (("mask", self.mask), ("pred", self.predicted)):
+            layers |= {f"{kind} k c{k}": labels == k for k in range(1, len(self.dice) + 1)}
         return outlined(self.pixels, layers)
 
 
@@ -67,7 +72,7 @@ def mean_of(dice: Sequence[float | None]) -> float:
 
 
 def best_and_worst(
-    rows: Sequence[Sequence[float | None]], count: int = 4
+    rows: Sequence[Sequence[float | None]], best: int = 4, worst: int = 12
 ) -> tuple[list[int], list[int]]:
     """Returns the places of the best rows, best first, and of the worst, worst first.
 
@@ -75,10 +80,8 @@ def best_and_worst(
     """
     means = [(mean_of(row), place) for place, row in enumerate(rows)]
     order = [place for mean, place in sorted(means) if not math.isnan(mean)]
-    count = min(count, (len(order) + 1) // 2)
-    worst = order[:count]
-    best = [place for place in reversed(order) if place not in worst][:count]
-    return best, worst
+    last = order[: min(worst, (len(order) + 1) // 2)]
+    return [place for place in reversed(order) if place not in last][:best], last
 
 
 def _trace(region: np.ndarray) -> str:

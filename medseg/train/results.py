@@ -3,16 +3,19 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
 from ..data import read_image, read_mask
 from ..engine import Engine, Scored
 from ..errors import UserError
+from ..metrics import confusion
 from ..prepare import Job
 from ..report import Picture, Report, best_and_worst, curves_file, render
 from ..runs import RunFolder
 from .loop import waiting_share
+from .speed import measure
 
 if TYPE_CHECKING:
     from ..console import Journal
@@ -35,6 +38,7 @@ def finish(
     names = job.table.names[1:]
     columns = dict(zip(names, job.dice_columns, strict=True))
     best, worst = best_and_worst(scores)
+    confusion, predicted = _review(engine, {*best, *worst})
     report = Report(
         title=run.path.name,
         config=job.config.portable(),
@@ -45,9 +49,13 @@ def finish(
         history=engine.history,
         scores=scores,
         best_epoch=engine.best_epoch,
-        best=_pictures(engine, rows, best),
-        worst=_pictures(engine, rows, worst),
+        best=_pictures(engine, rows, best, predicted),
+        worst=_pictures(engine, rows, worst, predicted),
         stopped=str(stopped) if stopped else None,
+        images=[(sample.image.name, sample.group) for sample in engine.val_set.samples],
+        background=job.table.names[0],
+        confusion=confusion,
+        speed=measure(job, engine),
     )
     run.write_rows("scores.csv", job.score_rows(rows))
     run.write_text("curves.svg", curves_file(engine.history, columns))
@@ -58,17 +66,33 @@ def finish(
     journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
 
 
-def _pictures(engine: Engine, rows: list[Scored], places: list[int]) -> list[Picture]:
-    samples = [engine.val_set.samples[place] for place in places]
+def _review(engine: Engine, wanted: set[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Predicts the val part once more: the confusion matrix, and the labels of some images."""
+    samples, classes = engine.val_set.samples, len(engine.table.names)
+    total = np.zeros((classes, classes), np.int64)
+    kept: dict[int, np.ndarray] = {}
+    for start in range(0, len(samples), engine.config.batch):
+        places = range(start, min(start + engine.config.batch, len(samples)))
+        for place, predicted in zip(places, engine.predict(places), strict=True):
+            total += confusion(predicted, read_mask(samples[place].mask, engine.table), classes)
+            if place in wanted:
+                kept[place] = predicted
+    return total, kept
+
+
+def _pictures(
+    engine: Engine, rows: list[Scored], places: list[int], predicted: dict[int, np.ndarray]
+) -> list[Picture]:
+    samples = engine.val_set.samples
     return [
         Picture(
-            sample.image.name,
-            read_image(sample.image, engine.table.channels),
-            read_mask(sample.mask, engine.table),
-            predicted,
+            samples[place].image.name,
+            read_image(samples[place].image, engine.table.channels),
+            read_mask(samples[place].mask, engine.table),
+            predicted[place],
             rows[place].dice,
         )
-        for sample, predicted, place in zip(samples, engine.predict(places), places, strict=True)
+        for place in places
     ]
 
 

@@ -86,7 +86,8 @@ def test_class_without_values_has_no_score_in_the_terminal(capsys):
 
 
 def test_best_and_worst_share_no_image():
-    assert best_and_worst([[0.1], [None], [0.9], [0.5]], count=4) == ([2], [0, 3])
+    assert best_and_worst([[0.1], [None], [0.9], [0.5]]) == ([2], [0, 3])
+    assert best_and_worst([[k / 9] for k in range(9)], best=2, worst=3) == ([8, 7], [0, 1, 2])
     assert best_and_worst([[None]]) == ([], [])
 
 
