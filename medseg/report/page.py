@@ -40,12 +40,12 @@ class Report:
     names: Sequence[str]  # of class 1, 2, ...
     columns: Mapping[str, str]  # class name -> column of the history
     history: Sequence[Mapping[str, Any]]
-    scores: Sequence[Sequence[float | None]]  # Dice of each val image
+    images: Sequence[tuple[str, str]]  # name and group of each val image
+    scores: Sequence[Sequence[float | None]]  # Dice of each
     best_epoch: int
     best: Sequence[Picture] = field(default_factory=list)
     worst: Sequence[Picture] = field(default_factory=list)
     stopped: str | None = None  # why training ended early
-    images: Sequence[tuple[str, str]] = ()  # name and group of each val image
     background: str = "background"
     confusion: np.ndarray | None = None  # (K, K) pixels: row mask, column prediction
     speed: Speed | None = None

@@ -12,6 +12,7 @@ from medseg.config import parse_flags
 from medseg.data_check.check import Options, check
 from medseg.data_check.page import render
 from medseg.losses import LOSSES
+from tests.browser import check_page, sorted_by_clicks
 
 from .conftest import write_rows
 
@@ -51,6 +52,13 @@ def test_page_of_a_real_set(real, real_check):
     assert not any(words in page for words in ("http:", "https:", "src=", "<link", "@import"))
     if real.name == "wbc_tecom":
         assert page.count('class="picture marked"') == 2
+
+
+def test_page_in_a_browser(small, tmp_path):
+    page = render(check(Options(small.root)))
+    check_page(page, tmp_path)
+    before, once, twice = sorted_by_clicks(page, tmp_path, 1)
+    assert before == once == ["0", "128", "255"] == twice[::-1]
 
 
 def test_small_set_has_nothing_to_mend(small, capsys):

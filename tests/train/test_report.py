@@ -9,8 +9,9 @@ import pytest
 from medseg.config import TrainConfig
 from medseg.console import Journal
 from medseg.engine import learning_rate
-from medseg.report import Picture, Report, best_and_worst, curves_file, render, score_lines
+from medseg.report import Picture, Report, Speed, best_and_worst, curves_file, render, score_lines
 from medseg.train.results import score_table
+from tests.browser import check_page, sorted_by_clicks, visit
 
 
 def _report(names, channels, dtype):
@@ -34,10 +35,13 @@ def _report(names, channels, dtype):
         names=names,
         columns=columns,
         history=history,
+        images=[("<a>.png", "g"), ("b.png", ""), ("c.png", "g")],
         scores=scores,
         best_epoch=1,
         best=[picture],
         worst=[picture],
+        confusion=np.eye(len(names) + 1, dtype=np.int64) * 7 + 1,
+        speed=Speed((2, 3, 8, 8), 2.0, 5.0, 1_000_000, 3_000_000),
     )
 
 
@@ -51,7 +55,63 @@ def test_page(names, channels, dtype):
     assert "m&lt;b&gt;" in page
     assert "&lt;a&gt;.png" in page
     assert "data:image/jpeg;base64," in page
+    assert "2.50" in page and "3.0 MB" in page
     assert curves_file(report.history, report.columns).lstrip().startswith("<?xml")
+
+
+def test_page_in_a_browser(tmp_path):
+    report = _report(["a", "b"], 3, np.uint8)
+    report.scores = [[0.5, 0.6], [None, None], [0.9, 1.0]]
+    page = render(report)
+    check_page(page, tmp_path)
+    before, once, twice = sorted_by_clicks(page, tmp_path, 2, "#images")
+    assert before == ["0.550", "0.950", "–"]  # the worst first, those without a value last
+    assert (once, twice) == (["0.950", "0.550", "–"], before)
+    _, once, twice = sorted_by_clicks(page, tmp_path, 0, "#images")
+    assert (once, twice) == (["<a>.png", "b.png", "c.png"], ["c.png", "b.png", "<a>.png"])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        '<img src="http://localhost:9/a.png" alt="">',
+        "<script>nowhere();</script>",
+        '<div style="width: 700px">too wide for a phone</div>',
+    ],
+)
+def test_browser_sees_faults(tmp_path, fault):
+    page = render(_report(["a"], 3, np.uint8)).replace("</main>", f"{fault}</main>")
+    with pytest.raises(AssertionError):
+        check_page(page, tmp_path)
+
+
+def test_outlines_of_errors_or_of_classes(tmp_path):
+    script = """
+    const shown = () => [...document.querySelectorAll(".picture path")]
+      .filter((path) => window.getComputedStyle(path).display !== "none")
+      .map((path) => path.classList[0]);
+    const seen = {errors: [...new Set(shown())]};
+    document.querySelector("#by-class").click();
+    seen.classes = [...new Set(shown())];
+    return seen;
+    """
+    seen, said = visit(render(_report(["a"], 3, np.uint8)), script, tmp_path)
+    assert not said
+    assert set(seen["errors"]) == {"tp", "fp", "fn"}
+    assert set(seen["classes"]) == {"mask", "pred"}
+
+
+def test_outlines_are_of_what_was_found_false_and_missed():
+    mask = np.zeros((8, 12), int)
+    predicted = mask.copy()
+    mask[2:4, 1:3], predicted[2:4, 1:3] = 1, 1  # found
+    mask[2:4, 5:7] = 2  # missed
+    mask[2:4, 9:11], predicted[2:4, 9:11] = 1, 2  # of the wrong class: both
+    mask[6:, :2], predicted[6:, :2] = -1, 1  # nobody knows
+    svg = Picture("x", np.zeros((8, 12, 1), np.uint8), mask, predicted, [1.0, 0.0]).svg()
+    paths = dict(re.findall(r'class="(\w+) e" d="([^"]+)"', svg))
+    starts = {kind: path.count("M") for kind, path in paths.items()}
+    assert starts == {"tp": 1, "fp": 1, "fn": 2}
 
 
 def test_names_inside_the_page_are_single_and_found(monkeypatch):
@@ -64,7 +124,7 @@ def test_names_inside_the_page_are_single_and_found(monkeypatch):
     asked = re.findall(r'(?:url\(|href=")#([^")]+)', page)
     assert asked
     assert set(asked) <= set(names)
-    assert len({name.partition("-")[0] for name in asked}) == 3
+    assert {name.partition("-")[0] for name in asked} == {"dice", "image", "loss", "spread"}
 
 
 def test_score_lines_count_what_is_left_out():
