@@ -6,22 +6,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import kernels, layers, models
     from .fusion import fuse, optimize, unfuse
+    from .inference import Predictor, load_trained
     from .models import create_model, fuse_conv_bn, list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Predictor",
     "create_model",
     "fuse",
     "fuse_conv_bn",
     "kernels",
     "layers",
     "list_models",
+    "load_trained",
     "models",
     "optimize",
     "unfuse",
 ]
-_FUSION = ("fuse", "optimize", "unfuse")
+_HOMES = {  # of the rest it is .models
+    **dict.fromkeys(("fuse", "optimize", "unfuse"), ".fusion"),
+    **dict.fromkeys(("Predictor", "load_trained"), ".inference"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -30,8 +36,7 @@ def __getattr__(name: str) -> Any:
     if name in ("kernels", "layers", "models"):
         return importlib.import_module(f".{name}", __name__)
     if name in __all__:
-        part = ".fusion" if name in _FUSION else ".models"
-        return getattr(importlib.import_module(part, __name__), name)
+        return getattr(importlib.import_module(_HOMES.get(name, ".models"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,6 +10,7 @@ from .startup import settle
 VERBS = {
     "train": "train a network on a folder of images and masks, and write a report",
     "evaluate": "score a trained network on images with masks, or compare two",
+    "predict": "write masks, pictures and polygons of images",
     "doctor": "say what this machine has, what each op takes and why, and what to mend",
     "data": "check a folder of images and masks: `medseg data check DIR`",
     "models": "list the networks with their size, cost and origin",

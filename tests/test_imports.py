@@ -36,7 +36,7 @@ FLOORS = (
     ("inference",),
     ("engine",),
     ("prepare",),
-    ("train", "data_check", "doctor", "evaluate"),
+    ("train", "data_check", "doctor", "evaluate", "predict"),
     ("cli",),
     ("__main__",),
 )

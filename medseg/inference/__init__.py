@@ -3,7 +3,7 @@
 from .forward import PRECISIONS, Forward
 from .load import Trained, load_trained, pick_device
 from .predictor import Pixels, Predictor
-from .sources import FileImage, RowImage, find_files, open_images
+from .sources import FileImage, RowImage, find_files, open_images, stem
 from .tiles import Slab, View, slabs
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "open_images",
     "pick_device",
     "slabs",
+    "stem",
 ]

@@ -1,0 +1,7 @@
+"""`python -m medseg.predict`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

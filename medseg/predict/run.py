@@ -1,0 +1,219 @@
+"""What `medseg predict` does: images in, files out."""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..flags import check_choice, flag, parse, require, require_least, require_text
+from ..inference import (
+    PRECISIONS,
+    FileImage,
+    Predictor,
+    RowImage,
+    Slab,
+    Trained,
+    find_files,
+    load_trained,
+    open_images,
+)
+from .shown import Shown
+from .targets import Targets
+from .writers import KINDS, PICTURES, Part, check_kinds, open_writer
+
+if TYPE_CHECKING:
+    from ..console import Journal
+
+_SMALL = 1 << 22  # pixels, up to which an image is written beside the next ones' prediction
+_WRITERS = 4
+
+
+@dataclass
+class PredictConfig:
+    """Every setting of a prediction."""
+
+    images: str | None = flag(None, "an image, or a folder of images")
+    weights: str | None = flag(None, "a run folder, or its best.safetensors")
+    out: str | None = flag(None, "folder for the results, each kind in a folder of its own")
+    write: list[str] = flag(list, f"of {', '.join(KINDS)}; none: masks and overlays")
+    overwrite: bool = flag(False, "replace earlier results")
+    batch: int = flag(8, "images a forward pass")
+    flips: bool = flag(False, "average over the mirror images of each image")
+    overlap: float = flag(0.25, "of neighbouring windows, in images larger than the network sees")
+    window: int | None = flag(None, "side of such a window; none: as in training")
+    precision: str = flag("fp32", "fp32, bf16 or fp16")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:1")
+    json: bool = flag(False, "print one JSON document and nothing else")
+
+    def __post_init__(self) -> None:
+        """Refuses values that no prediction can have."""
+        require_text(self)
+        for name, what in (
+            ("images", "a file or folder"),
+            ("weights", "a run"),
+            ("out", "a folder"),
+        ):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name}: name {what}.")
+        require_least(self, 1, "batch", "window")
+        require(0 <= self.overlap < 1, "overlap", self.overlap, "must lie in 0..1, 1 left out")
+        check_choice("precision", self.precision, PRECISIONS)
+        self.write = list(dict.fromkeys(self.write)) or ["masks", "overlays"]
+        for kind in self.write:
+            check_choice("write", kind, KINDS)
+
+
+@dataclass
+class Done:
+    """What was done so far."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def parse_flags(argv: Sequence[str]) -> PredictConfig:
+    """Parses the flags of a prediction."""
+    text = "Writes what a trained network sees in images."
+    return parse(PredictConfig, argv, "medseg predict", text)
+
+
+def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
+    """Predicts as `config` says; a file that cannot be read does not keep the others from it.
+
+    Args:
+        config: the settings.
+        journal: hears what is done.
+
+    Returns:
+        The document that --json prints.
+
+    Raises:
+        UserError: nothing can be predicted; or, once all others are written, a file was not.
+    """
+    check_kinds(config.write)
+    files = find_files(Path(str(config.images)))
+    targets = Targets(Path(str(config.out)), config.write, config.overwrite, files)
+    trained = load_trained(str(config.weights), config.device)
+    predictor = Predictor(
+        trained, config.batch, config.flips, config.overlap, config.precision, config.window
+    )
+    done = Done()
+    start = time.perf_counter()
+    _predict_all(predictor, files, targets, done, journal, config.json)
+    done.seconds = round(time.perf_counter() - start, 3)
+    document = {
+        "weights": str(trained.path),
+        "model": trained.model,
+        "classes": dict(zip(trained.names, trained.values, strict=True)),
+        "images": done.images,
+        "failed": done.failed,
+        "seconds": done.seconds,
+    }
+    if config.json:
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        rate = len(done.images) / max(done.seconds, 1e-9)
+        kinds = ", ".join(config.write)
+        journal.say(
+            f"{len(done.images)} images in {done.seconds:.1f} s ({rate:.1f} a second): "
+            f"{kinds} in {config.out}"
+        )
+    if done.failed:
+        first = done.failed[0]["error"].removesuffix(".")
+        raise UserError(f"{first} ({len(done.failed)} of {len(files)} files were left out).", 3)
+    return document
+
+
+def _predict_all(
+    predictor: Predictor,
+    files: list[Path],
+    targets: Targets,
+    done: Done,
+    journal: "Journal",
+    silent: bool,
+) -> None:
+    """Small images are written by other threads while the network works on the next ones."""
+    waiting: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
+
+    def take(most: int) -> None:
+        while len(waiting) > most:
+            path, future = waiting.popleft()
+            try:
+                done.images.append(future.result())
+            except UserError as error:
+                _leave_out(done, path, error)
+
+    images = _open_all(files, predictor.trained.channels, done)
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for image, slabs in predictor.stream(images):
+            small = image.height * image.width <= _SMALL
+            job = (image, slabs, targets, predictor.trained)
+            if small:
+                waiting.append((image.path, pool.submit(_write, *job)))
+                take(2 * predictor.batch)
+                continue
+            take(0)
+            if not silent:
+                journal.say(f"{image.path}: {image.width}x{image.height} in windows")
+            try:
+                done.images.append(_write(*job))
+            except UserError as error:
+                _leave_out(done, image.path, error)
+        take(0)
+
+
+def _open_all(files: list[Path], channels: int, done: Done) -> Iterator[FileImage | RowImage]:
+    for path in files:
+        try:
+            for image in open_images(path, channels):
+                if image.height and image.width:  # looked at here, where one file can be left out
+                    yield image
+        except UserError as error:
+            _leave_out(done, path, error)
+
+
+def _leave_out(done: Done, path: Path, error: UserError) -> None:
+    if error.code != 3:  # a flag is wrong, for this image and all others
+        raise error
+    done.failed.append({"image": str(path), "error": str(error)})
+
+
+def _write(
+    image: FileImage | RowImage, slabs: Iterator[Slab], targets: Targets, trained: Trained
+) -> dict[str, Any]:
+    """Writes all files of one image; returns what the document says of it."""
+    first = next(slabs)  # raises what is wrong with the image, before any file is begun
+    files = targets.of(image.path, image.name)
+    shown = Shown(image) if any(kind in PICTURES for kind in files) else None
+    counts = np.zeros(256, np.int64)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(open_writer(kind, path, image.height, image.width, trained))
+            for kind, path in files.items()
+        ]
+        while first is not None:
+            labels = first.labels
+            below = first.top + len(labels)
+            pixels = None if shown is None else shown.rows(first.top, below)
+            part = Part(first.top, labels, first.probabilities, pixels)
+            for writer in writers:
+                writer.add(part)
+            counts += np.bincount(labels.ravel(), minlength=256)
+            first = next(slabs, None)
+    return {
+        "image": str(image.path),
+        "name": image.name,
+        "height": image.height,
+        "width": image.width,
+        "files": {kind: str(path) for kind, path in files.items()},
+        "pixels": dict(zip(trained.names, counts.tolist(), strict=False)),
+    }
