@@ -43,7 +43,7 @@ class PngWriter:
         filtered[:, 0] = _UP
         np.subtract(lines, above, out=filtered[:, 1:])
         self._above = lines[-1:].copy()
-        if packed := self._pack.compress(filtered):
+        if packed := self._pack.compress(filtered.data):
             self._chunk(b"IDAT", packed)
 
     def finish(self) -> None:

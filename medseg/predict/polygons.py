@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-_STEP = 1 << 23  # pixels that are gathered before regions are looked for
-_MOST = 1 << 25  # pixels that are kept for regions that go on below
+_STEP = 1 << 21  # pixels that are gathered before regions are looked for
+_MOST = 1 << 24  # pixels that are kept for regions that go on below
 
 
 class Polygon(NamedTuple):
@@ -87,17 +87,18 @@ def outlines(region: np.ndarray) -> Iterator[tuple[np.ndarray, list[np.ndarray]]
         yield _corners(contours[number][:, 0], fine), holes
 
 
-def _corners(points: np.ndarray, fine: np.ndarray) -> np.ndarray:
+def _corners(points: Any, fine: Any) -> np.ndarray:
     """Corners of a contour (n, 2) of the fine grid, in pixels of the image."""
     ahead = np.roll(points, -1, 0)
     step = ahead - points
-    slanted = np.flatnonzero((step != 0).all(1))
+    slanted: Any = np.flatnonzero((step != 0).all(1))
     beside = points[slanted] + step[slanted] * (1, 0)  # or the other corner of that square
     outside = fine[beside[:, 1], beside[:, 0]] == 0
     beside[outside] = points[slanted[outside]] + step[slanted[outside]] * (0, 1)
     points = np.insert(points, slanted + 1, beside, 0)
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-    return points[(before != after).any(1)] // 2
+    turns = (before != after).any(1)
+    return points[turns] // 2
 
 
 def _reaching_down(region: np.ndarray) -> tuple[np.ndarray, int]:

@@ -98,7 +98,7 @@ class OutlineWriter:
         above = np.concatenate((labels[:1] if self._above is None else self._above, labels[:-1]))
         left = np.concatenate((labels[:, :1], labels[:, :-1]), 1)
         edge = (labels != above) | (labels != left)
-        drawn = np.where(labels > 0, labels, np.maximum(above, left))
+        drawn = np.maximum(labels, np.maximum(above, left))
         shown = part.shown.copy()
         shown[edge] = self._colours[drawn[edge]]
         self._above = labels[-1:].copy()
