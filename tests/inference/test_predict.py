@@ -289,7 +289,8 @@ MEASURE = """
 import resource, sys
 from medseg.predict import main
 images, weights, out = sys.argv[1:]
-small = [f"--images={images}/small.npy", f"--weights={weights}", f"--out={out}/s", "--window=256", "--overlap=0"]
+small = [f"--images={images}/small.npy", f"--weights={weights}", f"--out={out}/s"]
+small += ["--window=256", "--overlap=0"]
 kinds = ["--write", "masks", "outlines", "geojson", "probabilities"]
 assert main([*small, *kinds]) == 0
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
