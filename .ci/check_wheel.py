@@ -24,9 +24,16 @@ for package in (medseg, kernels):
 for stranger in ("kernels", "tests", "bench"):
     if find_spec(stranger):
         sys.exit(f"a top-level package {stranger} can be imported; the wheel must not bring one")
-for template in ("page.html.j2", "style.css"):
-    if not (files("medseg.report") / template).is_file():
-        sys.exit(f"the wheel lacks medseg/report/{template}")
+for package, name in (
+    ("look", "style.css"),
+    ("look", "sort.js"),
+    ("look", "base.html.j2"),
+    ("look", "parts.html.j2"),
+    ("report", "page.html.j2"),
+    ("data_check", "page.html.j2"),
+):
+    if not (files(f"medseg.{package}") / name).is_file():
+        sys.exit(f"the wheel lacks medseg/{package}/{name}")
 
 notes = json.loads((files("medseg.kernels") / "_build.json").read_text())
 for module, reason in notes.items():

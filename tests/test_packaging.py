@@ -103,7 +103,7 @@ def test_a_wheel_starts_from_an_empty_folder(copy):
     assert {Path(f).parts[0] for f in built} == {"medseg"}
     for folder in ("medseg", "kernels"):
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".j2", ".css") and "__pycache__" not in file.parts:
+            if file.suffix in (".py", ".j2", ".css", ".js") and "__pycache__" not in file.parts:
                 name = "/".join(file.relative_to(ROOT).parts)
                 assert re.sub(r"^(medseg/)?kernels", "medseg/kernels", name) in built
     stale = copy / "kernels" / "_cpu.cpython-311-x86_64-linux-gnu.so"

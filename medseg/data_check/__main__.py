@@ -71,8 +71,12 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     check.add_argument("--csv", help="table image,mask,split,group; none: split.csv of the folder")
     check.add_argument("--classes", type=int, help="classes with the background")
     check.add_argument("--seed", type=int, default=0, help="of the split where no table says it")
-    check.add_argument("--ignore_index", type=int, help="mask value of pixels that nobody knows")
-    check.add_argument("--group_by", help="column of the table, or expression on file names")
+    check.add_argument(
+        "--ignore_index", "--ignore-index", type=int, help="mask value of pixels that nobody knows"
+    )
+    check.add_argument(
+        "--group_by", "--group-by", help="column of the table, or expression on file names"
+    )
     check.add_argument("--page", metavar="FILE", help="write an HTML page with a contact sheet")
     check.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(argv)
