@@ -18,6 +18,8 @@ from .errors import UserError, did_you_mean
 
 Config = TypeVar("Config")
 
+_MOST_YAML, _MOST_DEEP = 1_000_000, 8  # of a config file: characters, levels
+
 _WANTED = {
     "int": "a whole number",
     "float": "a number",
@@ -64,6 +66,8 @@ def parse(
     """
     from argparse import ArgumentError
 
+    for path in values_of(argv, "--config"):
+        _refuse_odd_yaml(path)
     parser = _parser(config, prog, description)
     parser.set_defaults(dict(defaults or {}))
     try:
@@ -72,6 +76,9 @@ def parse(
         raise UserError(_sentence(config, str(error))) from None
     except UnicodeDecodeError:
         raise UserError("--config: the file is not text in UTF-8; save it as such.") from None
+    except (ValueError, TypeError, RecursionError) as error:  # a number of thousands of digits
+        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"--config: a value cannot be read ({first}); correct it.") from None
     return config(**{name: _plain(parsed[name]) for name in _names(config)})
 
 
@@ -87,12 +94,44 @@ def values_of(argv: Sequence[str], *flags: str) -> list[str]:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The keys of a YAML file; none where there are none, since `parse` says what is wrong."""
+    """The keys of a YAML file; none where there are none, since `parse` says what is wrong.
+
+    Raises:
+        UserError: the file is no config, but made to take all memory.
+    """
+    _refuse_odd_yaml(path)
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _refuse_odd_yaml(path: str) -> None:
+    """Refuses files whose few bytes unfold to any size; what else is wrong, the parser says.
+
+    Raises:
+        UserError: the file is too long, too deep, or has aliases.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MOST_YAML + 1)
+        depth = deepest = 0
+        odd = len(text) > _MOST_YAML
+        for event in () if odd else yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            deepest = max(deepest, depth)
+            odd = odd or isinstance(event, yaml.AliasEvent) or deepest > _MOST_DEEP
+            if odd:
+                break
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if odd:
+        raise UserError(
+            f"--config {path}: holds aliases (*), lists in lists in lists, or more than a "
+            "megabyte, which no config needs; write plain lines of `flag: value`."
+        )
 
 
 def require(fine: bool, name: str, value: object, rule: str) -> None:

@@ -25,6 +25,11 @@ def accidents(config: TrainConfig) -> Iterator[None]:
         raise UserError(_too_large(config, "the memory of the GPU"), 3) from None
     except MemoryError:
         raise UserError(_too_large(config, "the memory of this machine"), 3) from None
+    except UserError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        told = str(error).strip().splitlines()[-1]  # behind the worker's traceback
+        raise UserError(told.partition("UserError: ")[2], 3) from None
     except RuntimeError as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             first = str(error).strip().splitlines()[0].rstrip(".")
