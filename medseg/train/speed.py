@@ -32,12 +32,12 @@ def measure(job: Job, engine: Engine) -> Speed | None:
     if not fused or job.fabric.world_size > 1:
         return None
     config = job.config
-    count = min(config.batch, len(engine.train_set))
+    count = min(config.images, len(engine.train_set))
     items: list[Any] = [engine.train_set[place] for place in range(count)]
     image, mask = (torch.stack([item[key] for item in items]) for key in ("image", "mask"))
     image = normalize(image.to(job.fabric.device), config.normalize)
     mask = mask.to(job.fabric.device)
-    network = copy.deepcopy(engine.scored).train()  # its running statistics are its own
+    network = copy.deepcopy(engine.scored).train().requires_grad_()  # averaged ones have none
     loss = build_loss(config.loss, len(job.table.names))
 
     def step() -> None:
