@@ -71,6 +71,8 @@ def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
             if run is not None and not (config.resume or (run.path / "last.ckpt").exists()):
                 run.remove()  # nothing was reached
             raise
+        if engine.first_batch is not None:
+            facts["first_batch"] = round(engine.first_batch - started, 1)
         facts["seconds"] = round(time.perf_counter() - started, 1)
         finish(job, engine, run, journal, facts, stopped)
         if stopped is not None:

@@ -61,7 +61,8 @@ def finish(
     run.write_text("curves.svg", curves_file(engine.history, columns))
     page = run.write_text("report/index.html", render(report))
     journal.show(score_table(report))
-    journal.say(waiting_share(job.config, engine.history))
+    first = f"first batch after {facts['first_batch']} s; " if "first_batch" in facts else ""
+    journal.say(first + waiting_share(job.config, engine.history))
     journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
     journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
 
