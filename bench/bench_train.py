@@ -24,7 +24,7 @@ from medseg.kernels import use_backend
 from medseg.losses import build_loss
 from medseg.prepare import deterministic, prepare
 
-SIZE, BATCH, STEPS = 128, 4, 3
+SIZE, BATCH, STEPS = 256, 2, 2  # the size of the published training
 ROUNDS = 3
 PRECISIONS = ("fp32", "bf16")
 GOALS = {"fp32": 1.15, "bf16": 1.8}  # times faster than the bare loop in float32
