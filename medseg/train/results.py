@@ -72,8 +72,8 @@ def _review(engine: Engine, wanted: set[int]) -> tuple[np.ndarray, dict[int, np.
     samples, classes = engine.val_set.samples, len(engine.table.names)
     total = np.zeros((classes, classes), np.int64)
     kept: dict[int, np.ndarray] = {}
-    for start in range(0, len(samples), engine.config.batch):
-        places = range(start, min(start + engine.config.batch, len(samples)))
+    for start in range(0, len(samples), engine.config.images):
+        places = range(start, min(start + engine.config.images, len(samples)))
         for place, predicted in zip(places, engine.predict(places), strict=True):
             total += confusion(predicted, read_mask(samples[place].mask, engine.table), classes)
             if place in wanted:
