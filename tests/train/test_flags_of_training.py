@@ -1,5 +1,6 @@
 """Schedules, recipes, averages, early ends, and the sentences of accidents."""
 
+import dataclasses
 import os
 import signal
 
@@ -19,7 +20,7 @@ from .conftest import rows_of
 
 
 def _rates(total=20, steps=5, losses=(), **fields):
-    config = TrainConfig(lr=1.0, **({"warmup": 0.0} | fields))
+    config = dataclasses.replace(TrainConfig(lr=1.0, warmup=0.0), **fields)
     return [learning_rate(config, step, steps, total, losses) for step in range(1, total + 1)]
 
 
@@ -82,10 +83,10 @@ def test_average_forgets_the_first_weights():
     average = Average(network, 0.9)
     with torch.no_grad():
         network.weight.fill_(3.0)
-        network.num_batches_tracked.fill_(7)
+        network.state_dict()["num_batches_tracked"].fill_(7)
     average.update(network)  # d = min(0.9, 1 / 10)
-    assert average.network.weight.tolist() == pytest.approx([0.1 * 1 + 0.9 * 3] * 2)
-    assert int(average.network.num_batches_tracked) == 7
+    assert average.network.state_dict()["weight"].tolist() == pytest.approx([0.1 * 1 + 0.9 * 3] * 2)
+    assert int(average.network.state_dict()["num_batches_tracked"]) == 7
 
 
 def test_early_stop_ends_and_tells(train):
