@@ -17,7 +17,7 @@ from .walk import fuse
 
 HALVES = (torch.bfloat16, torch.float16)
 _LOOSE = 1e-4  # of outputs, relative to the largest, where convolutions add up in another order
-_BUDGET = 6.0  # seconds for the timing of a step
+BUDGET = 6.0  # seconds for the timing of a step
 
 
 class Optimized(NamedTuple):
@@ -122,7 +122,7 @@ class _Search:
 
     def _times(self, *models: Inference) -> list[float]:
         calls = [lambda model=model: model(*self.inputs) for model in models]
-        return milliseconds(calls, self.device, _BUDGET)
+        return milliseconds(calls, self.device, BUDGET)
 
     def _try(self, name: str, make: Callable[[], "Inference | str"], tolerance: float) -> None:
         """Keeps what a step makes of the best model if it is close and faster."""

@@ -4,6 +4,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medseg.kernels._arguments import FLOATS
@@ -167,10 +168,15 @@ def norm_or_nothing(part: Any) -> str | None:
 
 def _why_type(part: Any, cls: type[nn.Module]) -> str | None:
     """Whether it is of another class, as quantised and parametrised layers are, or its weight."""
-    if type(part) is not cls:
+    # An export in which Python runs puts a class of the same name in the place of each.
+    same = (type(part).__module__, type(part).__name__) == (cls.__module__, cls.__name__)
+    if type(part) is not cls and not (same and torch.compiler.is_compiling()):
         return f"is {type(part).__module__}.{type(part).__name__}, not nn.{cls.__name__}"
     weight = part.weight
-    if weight is not None and (type(weight) not in _TENSORS or weight.dtype not in FLOATS):
+    if weight is None:
+        return None
+    plain = type(weight) in _TENSORS or torch.compiler.is_compiling()  # whose tensors are fake
+    if not plain or weight.dtype not in FLOATS:
         return f"has a weight that is a {type(weight).__name__} of {weight.dtype}"
     return None
 
