@@ -109,7 +109,8 @@ def test_p_is_even_where_nothing_differs():
     """Of 60 comparisons of equals about a twentieth falls below 0.05."""
     draw = np.random.default_rng(1)
     pairs = draw.random((2, 12, 1, 60))
-    found = differences(*[[one[:, :, k] for k in range(60)] for one in pairs])
+    a, b = ([one[:, :, k] for k in range(60)] for one in pairs)
+    found = differences(a, b)
     low = sum(one.p < 0.05 for one in found)
     assert low <= 8 and 0.35 < np.mean([one.p for one in found]) < 0.65
 
@@ -134,7 +135,7 @@ def test_summary_has_classes_groups_and_the_whole():
     assert alone["mean"]["dice"]["low"] != document["mean"]["dice"]["low"]
     pairs = [labels(number) for number in range(12)]
     big = [np.concatenate(side) for side in zip(*pairs, strict=True)]
-    whole = measure(*big, 3)
+    whole = measure(big[0], big[1], 3)
     plain = [ImageScore(f"{n}", "", "", tuple(measure(*p, 3))) for n, p in enumerate(pairs)]
     pooled = summarise_all(plain, NAMES)["dataset"]["classes"]
     for name, expected in zip(NAMES, whole, strict=True):
@@ -205,7 +206,7 @@ def test_dpsau2_net_style_is_smoothed_by_one_and_has_a_spread():
 
 def test_drrmsan_style_is_plain_and_nan_of_nothing():
     pairs = [labels(number, classes=2) for number in range(4)]
-    expected = np.mean([image_scores(p, t, 2)[0] for p, t in pairs])
+    expected = np.mean([image_scores(p, t, 2)[0] or 0 for p, t in pairs])
     assert styled("drrmsan", pairs, 2)["dice"] == pytest.approx(expected)
     empty = np.zeros((16, 18), int)
     assert np.isnan(styled("drrmsan", [*pairs, (empty, empty)], 2)["jaccard"])
@@ -216,7 +217,9 @@ def test_hpddrnet_style_adds_areas_and_knows_unknown_pixels():
 
     pairs = [labels(number) for number in range(4)]
     big = [np.concatenate(side) for side in zip(*pairs, strict=True)]
-    expected = multiclass_jaccard_index(*map(torch.from_numpy, big), 3, average="none")
+    expected = multiclass_jaccard_index(
+        torch.from_numpy(big[0]), torch.from_numpy(big[1]), 3, average="none"
+    )
     found = styled("hpddrnet", pairs)
     assert [found[f"iou_{k}"] for k in range(3)] == pytest.approx(expected.tolist())
     assert found["miou"] == pytest.approx(expected.mean().item())

@@ -1,5 +1,7 @@
 """The figures of an image against MONAI, scipy and hand; what one empty mask counts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,11 +59,10 @@ def test_distances_are_those_of_scipy_on_the_whole_image(seed, height, width):
     draw = np.random.default_rng(seed)
     pred, target = draw.random((2, height, width)) < draw.random()
     pred.flat[draw.integers(pred.size)] = target.flat[draw.integers(pred.size)] = True
-    edges = [region & ~binary_erosion(region) for region in (pred, target)]
-    expected = [
-        distance_transform_edt(~edges[1])[edges[0]],
-        distance_transform_edt(~edges[0])[edges[1]],
-    ]
+    eroded: list[Any] = [binary_erosion(region) for region in (pred, target)]
+    edges = [pred & ~eroded[0], target & ~eroded[1]]
+    fields: list[Any] = [distance_transform_edt(~edge) for edge in edges]
+    expected = [fields[1][edges[0]], fields[0][edges[1]]]
     for ours, theirs in zip(surface_distances(pred, target), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from medseg.inference import Predictor, load_trained
 from medseg.predict import main
 
 
-def picture(height=40, width=30, channels=3, dtype=np.uint8, seed=0):
+def picture(height=40, width=30, channels=3, dtype: Any = np.uint8, seed=0):
     draw = np.random.default_rng(seed)
     coarse = draw.random((height // 8 + 2, width // 8 + 2, channels)).astype(np.float32)
     fine = cv2.resize(coarse, (width, height)).reshape(height, width, channels)

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ TRAINED = Trained(
 )
 
 
-def drawn(height, width, classes=3, seed=0, smooth=3):
+def drawn(height, width, classes=3, seed=0, smooth: float = 3):
     fields = np.random.default_rng(seed).standard_normal((classes, height, width))
     return gaussian_filter(fields, (0, smooth, smooth)).argmax(0).astype(np.uint8)
 
@@ -52,7 +53,7 @@ def test_png_is_read_as_it_was_written(shape, channels, dtype, tmp_path):
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     file = io.BytesIO()
-    writer = PngWriter(file, *shape[:2], channels, dtype)
+    writer = PngWriter(file, shape[0], shape[1], channels, dtype)
     for _, rows in blocks(pixels):
         writer.add(rows)
     writer.finish()
@@ -60,6 +61,12 @@ def test_png_is_read_as_it_was_written(shape, channels, dtype, tmp_path):
     assert found is not None and found.dtype == dtype
     assert np.array_equal(found if channels == 1 else found[:, :, ::-1], pixels)
     Image.open(io.BytesIO(file.getvalue())).verify()
+
+
+def count_of(region):
+    """How many 8-connected parts there are."""
+    found: Any = label(region, np.ones((3, 3)))
+    return found[1]
 
 
 def filled(shape, found):
@@ -89,7 +96,7 @@ def test_outlines_cover_exactly_the_region(seed, height, width, smooth):
     labels = (drawn(height, width, 2, seed, smooth) > 0) if seed else np.ones((height, width), bool)
     found = [polygons.Polygon(1, outer, holes) for outer, holes in outlines(labels)]
     assert np.array_equal(filled(labels.shape, found), labels)
-    assert len(found) == label(labels, np.ones((3, 3)))[1]
+    assert len(found) == count_of(labels)
 
 
 @settings(max_examples=100, deadline=None)
@@ -105,7 +112,7 @@ def test_polygons_of_slabs_are_those_of_the_whole(seed, height, width):
     finally:
         polygons._STEP = before
     assert np.array_equal(filled(labels.shape, found), labels)
-    parts = sum(label(labels == k, np.ones((3, 3)))[1] for k in (1, 2))
+    parts = sum(count_of(labels == k) for k in (1, 2))
     assert len(found) == parts
 
 
@@ -122,7 +129,7 @@ def test_what_is_too_large_to_keep_is_cut(monkeypatch):
 def written(kind, labels, tmp_path, pixels=None):
     path = tmp_path / f"result{KINDS[kind][1]}"
     hot = torch.from_numpy(np.eye(3, dtype=np.float32)[labels].transpose(2, 0, 1))
-    with open_writer(kind, path, *labels.shape, TRAINED) as writer:
+    with open_writer(kind, path, labels.shape[0], labels.shape[1], TRAINED) as writer:
         for top, rows in blocks(labels):
             stop = top + len(rows)
             shown = None if pixels is None else pixels[top:stop]
