@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 """`optimize`: a copy for inference, each step verified and timed, the losing ones undone."""
 
 import copy

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 """What is not certain to be equal is left alone, unchanged, and named with the reason."""
 
 import copy

@@ -1,3 +1,4 @@
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
 """`fuse(verify=...)`: a difference is found, named and undone; times and memory are reported."""
 
 import copy
