@@ -99,12 +99,12 @@ def bench_fuse(name, step, measuring, benchmark, monkeypatch):
 
         turns = plain, fused
     if not measuring:
-        benchmark.pedantic(turns[1](), rounds=1)
+        benchmark.pedantic(turns[1](), rounds=1)  # pyright: ignore[reportCallIssue]
         return
     before, after, times = ratio(*turns, ROUNDS[step])
     asked = GOALS[name, step]
     print(
         f"{name}, {step}: {before:.0f} ms plain, {after:.0f} ms, {times:.2f} times, asked {asked}"
     )
-    benchmark.pedantic(turns[1](), rounds=1)
+    benchmark.pedantic(turns[1](), rounds=1)  # pyright: ignore[reportCallIssue]
     assert times >= asked

@@ -1,4 +1,4 @@
-# pyright: reportOptionalMemberAccess=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false, reportPrivateImportUsage=false, reportArgumentType=false
 """A fused model goes on as what it was: optimizers, hooks, averages, checkpoints, copies."""
 
 import copy
