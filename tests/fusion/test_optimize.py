@@ -1,4 +1,4 @@
-# pyright: reportOptionalMemberAccess=false, reportOptionalOperand=false, reportCallIssue=false
+# pyright: reportOptionalOperand=false, reportCallIssue=false, reportAttributeAccessIssue=false
 """`optimize`: a copy for inference, each step verified and timed, the losing ones undone."""
 
 import copy
