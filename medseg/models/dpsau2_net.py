@@ -23,6 +23,7 @@ from medseg.errors import UserError
 from medseg.layers import SplitAttention
 
 from .blocks import ConvNorm, resize
+from .names import renamed
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -70,6 +71,7 @@ class DPSAU2Net(Network):
     paper = "The Visual Computer; github.com/WKSalt/DPSAU2-Net"
     year = 2025
     fused = ("split_attention",)
+    per_class = ("side.", "fuse.")
 
     def __init__(
         self,
@@ -120,9 +122,15 @@ class DPSAU2Net(Network):
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the authors' names those of this class, and drops the layers they never run."""
-        if "spl1.block.3.fc1.weight" not in state:
+        if not self.of_authors(state):
             return state
-        return {clean_name(k): value for k, value in state.items() if not re.match(DEAD, k)}
+        alive = {key: value for key, value in state.items() if not re.match(DEAD, key)}
+        return renamed(alive, clean_name)
+
+    @classmethod
+    def of_authors(cls, state: dict[str, Tensor]) -> bool:
+        """Whether the first attention block has the authors' name."""
+        return "spl1.block.3.fc1.weight" in state
 
     @classmethod
     def made_with(cls, state: dict[str, Tensor]) -> dict[str, int]:
@@ -240,12 +248,12 @@ def _check_options(width: int, depth: int, attention: str) -> None:
 
 def clean_name(key: str) -> str:
     """The name in this file of an entry of the authors' state dict; a strange one stays."""
-    name, rest = _renamed(key, _PLACES)
-    inside, rest = _renamed(rest, _INSIDE) if key.startswith("stage") else ("", rest)
+    name, rest = _begun(key, _PLACES)
+    inside, rest = _begun(rest, _INSIDE) if key.startswith("stage") else ("", rest)
     return name + inside + rest
 
 
-def _renamed(
+def _begun(
     key: str, names: tuple[tuple[str, Callable[[re.Match[str]], str]], ...]
 ) -> tuple[str, str]:
     for pattern, name in names:

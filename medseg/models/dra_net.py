@@ -25,6 +25,7 @@ from medseg.errors import UserError
 from medseg.layers import ECA, TripletAttention
 
 from .blocks import Up, resize
+from .names import renamed
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -74,6 +75,7 @@ class DRANet(Network):
     paper = "Wang et al., Digital Signal Processing"
     year = 2025
     fused = ("eca_attention", "triplet_attention")
+    per_class = ("head.", "side.", "eca.5.")
     size_multiple = 16
 
     def __init__(
@@ -159,12 +161,17 @@ class DRANet(Network):
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the authors' names those of this class, and drops the attention they never use."""
-        if "ecaa1.conv.weight" not in state or "up6.tranconv.0.weight" not in state:
+        if not self.of_authors(state):
             return state
-        named = {clean_name(key): value for key, value in state.items()}
+        named = renamed(state, clean_name)
         if self.dec1.attn is None:
             named = {k: v for k, v in named.items() if not k.startswith("dec1.attn.")}
         return named
+
+    @classmethod
+    def of_authors(cls, state: dict[str, Tensor]) -> bool:
+        """Whether the first ECA and the lowest upsampling have the authors' names."""
+        return "ecaa1.conv.weight" in state and "up6.tranconv.0.weight" in state
 
     @classmethod
     def made_with(cls, state: dict[str, Tensor]) -> dict[str, int]:

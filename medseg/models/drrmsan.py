@@ -27,7 +27,7 @@ from medseg.errors import UserError
 from medseg.layers import AttentionGate, MinPool
 
 from .blocks import ConvNorm, enlarged_conv
-from .drrmsan_keras import from_keras
+from .drrmsan_keras import as_keras_starts, from_keras, keras_variant
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
@@ -63,6 +63,7 @@ class DRRMSAN(Network):
     paper = "Pal and Mj, The Imaging Science Journal"
     year = 2023
     fused = ("attention_gate",)
+    per_class = ("final.", *(f"side{level}.head." for level in (2, 3, 4)))
     size_multiple = 16
     least_size = 96
 
@@ -103,7 +104,7 @@ class DRRMSAN(Network):
                 self.add_module(f"side{level}", Side(wide_in, wide[level - 2], classes, level))
         plain = not final_norm
         self.final = _conv_norm(wide[0], classes, 3, norm and final_norm, act=False, bias=plain)
-        self.apply(_as_keras_starts)
+        self.apply(as_keras_starts)
 
     def _add_encoder(self, in_channels: int, units: list[int], wide: list[int], norm: bool) -> None:
         self.pools = nn.ModuleDict(
@@ -163,6 +164,11 @@ class DRRMSAN(Network):
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Names the layers of a Keras file, which `read_h5` read, as this class does."""
         return from_keras(state)
+
+    @classmethod
+    def of_authors(cls, state: dict[str, Tensor]) -> bool:
+        """Whether it is of a Keras file with as many layers as one of the authors' networks."""
+        return keras_variant(state) is not None
 
     @classmethod
     def made_with(cls, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -279,13 +285,6 @@ def _injected(channels: int) -> dict[str, int]:
     """How many of a level's channels come of the average, maximum and minimum of the image."""
     few = max(1, int(0.05 * channels))
     return {"avg": few, "max": few, "min": int(0.4 * channels)}
-
-
-def _as_keras_starts(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _check_options(in_channels: int, width: int, alphas: Sequence[float], order: str) -> None:

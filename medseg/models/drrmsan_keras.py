@@ -7,7 +7,9 @@ finds it, from the graph of the network. Layers without weights have no name in 
 
 from collections.abc import Iterable
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from .names import renamed
 
 _LEAVES = {
     "kernel": "weight",
@@ -21,23 +23,37 @@ _HIDDEN = {"msan1": 3, "msan2": 4, "msan3": 1}  # layers between the gate's maps
 
 def from_keras(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames what `read_h5` found in a file of msan1, msan2 or msan3; anything else stays."""
-    layers: dict[str, list[str]] = {}
-    for key in state:
-        layer, slash, leaf = key.rpartition("/")
-        if not slash:
-            return state
-        layers.setdefault(layer, []).append(leaf)
-    for variant in _HIDDEN:
-        ours = keras_order(variant)
-        if len(ours) == len(layers):
-            break
-    else:
+    variant = keras_variant(state)
+    if variant is None:
         return state
-    found: dict[str, Tensor] = {}
-    for layer, name in zip(layers, _as_listed(ours, layers), strict=True):
-        for leaf in layers[layer]:
-            found[f"{name}.{_LEAVES.get(leaf, leaf)}"] = state[f"{layer}/{leaf}"]
-    return found
+    layers = _layers(state)
+    names = dict(zip(layers, _as_listed(keras_order(variant), layers), strict=True))
+
+    def ours(key: str) -> str:
+        layer, _, leaf = key.rpartition("/")
+        return f"{names[layer]}.{_LEAVES.get(leaf, leaf)}"
+
+    return renamed(state, ours)
+
+
+def keras_variant(state: dict[str, Tensor]) -> str | None:
+    """Which of the authors' networks has as many layers as a Keras file; None if none has."""
+    if not all("/" in key for key in state):
+        return None
+    count = len(_layers(state))
+    return next((variant for variant in _HIDDEN if len(keras_order(variant)) == count), None)
+
+
+def _layers(state: dict[str, Tensor]) -> list[str]:
+    return list(dict.fromkeys(key.rpartition("/")[0] for key in state))
+
+
+def as_keras_starts(module: nn.Module) -> None:
+    """Gives a layer the numbers that Keras would give it at the start."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _as_listed(ours: list[str], layers: Iterable[str]) -> list[str]:

@@ -53,6 +53,7 @@ class EDU(Network):
     paper = "Wang et al., Computers in Biology and Medicine"
     year = 2022
     fused = ("mde_concat",)
+    per_class = ("head.", "side.")
 
     def __init__(
         self,

@@ -27,13 +27,14 @@ from medseg.layers import ECA, PositionAttention
 
 from .blocks import ConvNorm, resize
 from .ddr import DAPPM, Bottle, DDRHead, Layer, basic_layer, initialise
+from .names import renamed, shown
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # red, green, blue of 0..255
 _SIGN = "context_branch_layers.0.0.conv1.conv.weight"
-_NORM = re.compile(r"(data_preprocessor|img_norm)\W.*(mean|std)$")
-DEAD = re.compile(r"(backbone\.)?(ecas|sps)\.2\.|data_preprocessor\.|img_norm|auxiliary_head\.")
+_NORM = re.compile(r"(backbone\.)?(data_preprocessor\.|img_norm).*(mean|std)$")
+DEAD = re.compile(rf"(backbone\.)?((ecas|sps)\.2\.|auxiliary_head\.)|{_NORM.pattern}")
 _DEAD_IN_EVAL = re.compile(rf"{DEAD.pattern}|decode_head\.aux_")
 _PROJ = {"0": "conv", "1": "bn"}
 _HEAD = {"0.bn": "bn1", "0.conv": "conv", "1": "bn2"}
@@ -84,6 +85,8 @@ class HPDDRNet(Network):
     paper = "HPDDRNet, github.com/fanjuchen/HPDDRNet"
     year = 2024
     fused = ("eca_attention", "position_attention")
+    per_class = ("head.cls.", "aux.cls.")
+    beyond_backbone = ("head.", "aux.", "eca.", "pa.")
     size_multiple = 8
 
     def __init__(
@@ -157,18 +160,19 @@ class HPDDRNet(Network):
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the authors' names those of this class, and drops what their network never runs.
 
-        Their files have the prefixes of mmsegmentation; DDRNet's ImageNet weights have none. Gone
-        are the third ECA and position attention, heads of other networks (`auxiliary_head.`) and
-        the means and deviations of images (`data_preprocessor.`, `img_norm`): the option
-        `image_norm` has them; and the auxiliary head where this network has none.
+        Their files have the prefixes of mmsegmentation; DDRNet's ImageNet weights, the backbone
+        alone, have none, and `reset_head` starts the rest anew. Gone are the third ECA and position
+        attention, heads of other networks (`auxiliary_head.`) and the means and deviations of
+        images (`data_preprocessor.`, `img_norm`): the option `image_norm` has them; and the
+        auxiliary head where this network has none.
 
         Raises:
-            UserError: the file was trained on images normalised otherwise than `image_norm` can.
+            UserError: the file was trained on images normalised otherwise than `image_norm` can, or
+                two of its names are of one entry.
         """
-        if _SIGN not in state and f"backbone.{_SIGN}" not in state:
+        if not self.of_authors(state):
             return state
-        plain = {key.removeprefix("backbone."): value for key, value in state.items()}
-        _check_norm(plain)
+        _check_norm(state)
         if self.image_norm == "none":
             warnings.warn(
                 "these weights were trained on images normalised as ImageNet's; "
@@ -176,17 +180,29 @@ class HPDDRNet(Network):
                 stacklevel=2,
             )
         dead = DEAD if self.aux is not None else _DEAD_IN_EVAL
-        return {clean_name(key): value for key, value in plain.items() if not dead.match(key)}
+        alive = {key: value for key, value in state.items() if not dead.match(key)}
+        return renamed(alive, clean_name)
+
+    @classmethod
+    def of_authors(cls, state: dict[str, Tensor]) -> bool:
+        """Whether the context branch has their name, with the prefix of a backbone or without."""
+        return _SIGN in state or f"backbone.{_SIGN}" in state
 
     @classmethod
     def made_with(cls, state: dict[str, Tensor]) -> dict[str, int]:
-        """Channels, classes, width and depth, if the first and the last layer are there."""
+        """Channels, width and depth, and, unless it is the backbone alone, classes."""
         first, head = state.get("stem.conv1.conv.weight"), state.get("head.cls.weight")
-        if first is None or head is None or first.dim() != 4 or head.dim() != 4:
-            return {}
         blocks = {key.split(".")[2] for key in state if key.startswith("context.3.")}
-        found = {"in_channels": first.shape[1], "classes": head.shape[0], "width": first.shape[0]}
-        return {**found, "depth": len(blocks)}
+        if (
+            first is None
+            or first.dim() != 4
+            or not blocks
+            or (head is not None and head.dim() != 4)
+        ):
+            return {}
+        classes = {} if head is None else {"classes": head.shape[0]}
+        wide, in_channels = first.shape[:2]
+        return {"in_channels": in_channels, **classes, "width": wide, "depth": len(blocks)}
 
 
 class Stem(nn.Module):
@@ -239,16 +255,19 @@ def _check_norm(state: dict[str, Tensor]) -> None:
     for key, value in state.items():
         wanted = MEAN if key.endswith("mean") else STD
         if _NORM.match(key) and not _alike(value, wanted):
+            found = value.flatten()[:4].tolist()
             raise UserError(
-                f"{key} is {[round(v, 3) for v in value.flatten().tolist()[:4]]}, but image_norm "
+                f"{shown(key)} is {[round(v, 3) for v in found]}, but image_norm "
                 f"knows only ImageNet's {list(wanted)}; leave it out of the file and bring images "
                 "to its scale yourself"
             )
 
 
 def _alike(value: Tensor, wanted: tuple[float, ...]) -> bool:
+    if value.numel() != len(wanted):
+        return False
     flat = value.flatten().double()
-    return len(flat) == len(wanted) and bool((flat - flat.new_tensor(wanted)).abs().max() < 0.01)
+    return bool((flat - flat.new_tensor(wanted)).abs().max() < 0.01)
 
 
 def clean_name(key: str) -> str:

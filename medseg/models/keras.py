@@ -17,8 +17,11 @@ from torch import Tensor
 
 from medseg.errors import UserError
 
+from .names import shown, told
+
 _MOST_NAMES = 1 << 14  # entries in a list of layers or weights
 _MOST_LETTERS = 1 << 12  # in one of them, where all have one length
+_SHOWN = 80  # letters of a name in an error
 _DEPTH = 16  # of groups in groups
 _HEAP = b"GCOL\1\0\0\0"  # how a heap of names begins
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # Keras 3, and 2.12 to 2.15
@@ -54,8 +57,9 @@ def read_h5(path: str | Path) -> dict[str, Tensor]:
     except _Refusal as error:
         raise UserError(f"weights {path}: {error}") from error
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise UserError(f"weights {path}: the file is damaged or no HDF5 ({reason})") from error
+        raise UserError(
+            f"weights {path}: the file is damaged or no HDF5 ({told(error)})"
+        ) from error
 
 
 def _check_heaps(path: str | Path) -> None:
@@ -118,14 +122,14 @@ class _Reader:
         if depth > _DEPTH:
             raise _Refusal(f"nests groups more than {_DEPTH} deep")
         if len(group) > _MOST_NAMES:
-            raise _Refusal(f"has {len(group)} layers in {name}")
+            raise _Refusal(f"has {len(group)} layers in {shown(name)}")
         for key in sorted(group, key=_number_last):
             child = self.child(group, key)
             if key != "vars" and isinstance(child, self.h5py.Group):
                 self.numbered(child, f"{name}/{key}", depth + 1)
                 continue
             if key != "vars" or len(child) > _MOST_NAMES:
-                raise _Refusal(f"has {name}/{key}, which Keras does not write")
+                raise _Refusal(f"has {shown(f'{name}/{key}')}, which Keras does not write")
             kind = _number_last(name.rpartition("/")[2])[0]
             leaves = _NORM.get(len(child)) if kind == "batch_normalization" else ("kernel", "bias")
             for i, number in enumerate(sorted(child, key=_number_last)):
@@ -139,9 +143,11 @@ class _Reader:
             if isinstance(group, self.h5py.Group) and part not in ("", ".", ".."):
                 link = group.get(part, getlink=True)
             if link is None:
-                raise _Refusal(f"lists {path!r}, which it does not hold")
+                raise _Refusal(f"lists {path[:_SHOWN]!r}, which it does not hold")
             if not isinstance(link, self.h5py.HardLink):
-                raise _Refusal(f"has a link to another place at {path!r}, which is not followed")
+                raise _Refusal(
+                    f"has a link to another place at {path[:_SHOWN]!r}, which is not followed"
+                )
             group = group[part]
         return group
 
@@ -156,29 +162,32 @@ class _Reader:
             kind = group.attrs.get_id(key)
             count = math.prod(kind.shape or ())
             if len(found) + count > _MOST_NAMES or kind.dtype.itemsize > _MOST_LETTERS:
-                raise _Refusal(f"lists {count} names of {kind.dtype.itemsize} bytes in {key}")
+                raise _Refusal(
+                    f"lists {count} names of {kind.dtype.itemsize} bytes in {shown(key)}"
+                )
             for name in np.ravel(group.attrs[key]):
                 text = name.decode("utf-8") if isinstance(name, bytes) else name
                 if not isinstance(text, str):
-                    raise _Refusal(f"lists {str(text)[:40]!r} in {key}, which is no name")
+                    raise _Refusal(f"lists {str(text)[:40]!r} in {shown(key)}, which is no name")
                 found.append(text)
         return found
 
     def take(self, data: Any, layer: str, leaf: str) -> None:
         """Reads one weight, once it is sure that it lies in the file and fits into it."""
         key = f"{layer}/{leaf}"
+        name = shown(key)
         if not isinstance(data, self.h5py.Dataset) or data.dtype.kind not in "fiu":
-            raise _Refusal(f"{key} is no array of numbers")
+            raise _Refusal(f"{name} is no array of numbers")
         if key in self.found:
-            raise _Refusal(f"holds {key} twice")
+            raise _Refusal(f"holds {name} twice")
         if data.external or data.is_virtual:
-            raise _Refusal(f"{key} lies in another file, which is not read")
+            raise _Refusal(f"{name} lies in another file, which is not read")
         if data.id.get_create_plist().get_nfilters():
-            raise _Refusal(f"{key} is compressed, which Keras does not do")
+            raise _Refusal(f"{name} is compressed, which Keras does not do")
         needed = math.prod(data.shape) * data.dtype.itemsize
         self.left -= needed
         if needed > data.id.get_storage_size() or self.left < 0:
-            raise _Refusal(f"{key} is said to be {data.shape}, for which the file is too small")
+            raise _Refusal(f"{name} is said to be {data.shape}, for which the file is too small")
         value = np.asarray(data[()])
         if leaf == "kernel" and value.ndim == 4:
             value = value.transpose(3, 2, 0, 1)

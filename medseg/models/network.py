@@ -36,12 +36,16 @@ class Network(nn.Module):
         least_size: and that are not below it.
         in_channels: channels of the image.
         classes: channels of the logits, background included.
+        per_class: how the names of entries begin whose size follows from ``classes``.
+        beyond_backbone: and those of what a file of the backbone alone does not have besides.
         channels_last_on_cpu: whether `fit` gives images that layout; False leaves them theirs.
     """
 
     paper: ClassVar[str] = ""
     year: ClassVar[int] = 0
     fused: ClassVar[tuple[str, ...]] = ()
+    per_class: ClassVar[tuple[str, ...]] = ()
+    beyond_backbone: ClassVar[tuple[str, ...]] = ()
     size_multiple = 1
     least_size = 1
     channels_last_on_cpu = True
@@ -100,6 +104,11 @@ class Network(nn.Module):
         A state dict of any other origin comes back as it is.
         """
         return state
+
+    @classmethod
+    def of_authors(cls, state: dict[str, Tensor]) -> bool:
+        """Whether the entries have the names of the original authors, which `translate` knows."""
+        return False
 
     @classmethod
     def made_with(cls, state: dict[str, Tensor]) -> dict[str, Any]:
