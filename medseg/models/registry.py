@@ -37,6 +37,12 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_REGISTRY, pattern))
 
 
+def registered_classes() -> dict[str, type[Network]]:
+    """Returns each registered class once, by the shortest of its names."""
+    names = {cls: name for name, (cls, _) in sorted(_REGISTRY.items(), key=lambda e: -len(e[0]))}
+    return {name: cls for cls, name in names.items()}
+
+
 def create_model(
     name: str,
     in_channels: int = 3,

@@ -8,8 +8,10 @@ from torch import Tensor
 from medseg.errors import UserError
 
 from .checkpoint import read_state
+from .names import shown
 from .network import Network
 
+_COUNTER = ".num_batches_tracked"
 _NAMED = 4  # keys that an error names before it counts the rest
 
 
@@ -20,12 +22,14 @@ def load_weights(
 
     Args:
         model: made by ``create_model``.
-        path: .safetensors; .pth, .pt or .ckpt with a state dict, alone or under "state_dict" or
-            "model"; or .h5 as Keras writes it. Names of the original authors are translated.
+        path: .safetensors; .pth, .pt or .ckpt with a state dict, alone or under "state_dict",
+            "model_state_dict" or "model"; or .h5 as Keras writes it. Names of the original
+            authors are translated.
         unsafe: also read a file that holds a whole pickled model. Such a file can carry code; none
             is run here, but give only files whose maker you trust.
         reset_head: where the file is of another number of classes, load all but the entries whose
-            size depends on it, and leave those as they are.
+            size depends on it; where it is of a backbone alone, all but what that lacks. The rest
+            is left as it is.
 
     Returns:
         The entries that were left as they are: none, or with ``reset_head`` those of the head.
@@ -35,33 +39,51 @@ def load_weights(
             of classes; the message says which.
     """
     path, own = Path(path), model.state_dict()
-    state = model.translate(read_state(path, unsafe))
-    head = _head(model, state) if reset_head else []
+    raw = read_state(path, unsafe)
+    try:
+        state = model.translate(raw)
+    except UserError as error:
+        raise UserError(f"weights {path}: {error}") from error
+    _check_network(model, raw, state, path)
     _check_options(model, state, path, reset_head)
-    state = {key: own[key] if key in head else value for key, value in state.items()}
+    anew = _anew(model, state) if reset_head else []
+    state |= {key: own[key] for key in anew}
     for key in own:  # counters, which files of old PyTorch and of Keras do not have
-        if key.endswith(".num_batches_tracked"):
+        if key.endswith(_COUNTER):
             state.setdefault(key, torch.zeros_like(own[key]))
-    _check_entries(own, state, path)
+    _check_names(model, state, path)
+    _check_values(own, state, path)
     model.load_state_dict(state)
-    return head
+    return anew
 
 
-def _head(model: Network, state: dict[str, Tensor]) -> list[str]:
-    """Entries whose shapes differ from the model's by the ratio of the numbers of classes."""
-    own, found = model.state_dict(), model.made_with(state)
-    theirs = found.get("classes", model.classes)
-    return [
-        key
-        for key, mine in own.items()
-        if key in state
-        and state[key].shape != mine.shape
-        and state[key].dim() == mine.dim()
-        and all(
-            a == b or a * model.classes == b * theirs
-            for a, b in zip(state[key].shape, mine.shape, strict=True)
+def _anew(model: Network, state: dict[str, Tensor]) -> list[str]:
+    """Entries that ``reset_head`` leaves: the head's, or those that a file of a backbone lacks."""
+    own = list(model.state_dict())
+    head = [key for key in own if key.startswith(model.per_class)]
+    if not any(key in state for key in head if not key.endswith(_COUNTER)):
+        beyond = (*model.per_class, *model.beyond_backbone)
+        return [key for key in own if key.startswith(beyond) and key not in state]
+    return head if model.made_with(state).get("classes", model.classes) != model.classes else []
+
+
+def _check_network(
+    model: Network, raw: dict[str, Tensor], state: dict[str, Tensor], path: Path
+) -> None:
+    """Refuses what is not of this network; ``raw`` is the file's, ``state`` has our names."""
+    from .registry import registered_classes  # it reads this file
+
+    if model.made_with(state):
+        return
+    for name, cls in registered_classes().items():
+        if not isinstance(model, cls) and (cls.made_with(raw) or cls.of_authors(raw)):
+            raise UserError(f"weights {path}: is of another network, its entries are of {name}")
+    own = model.state_dict()
+    if not any(key in state for key in own if not key.endswith(_COUNTER)):
+        raise UserError(
+            f"weights {path}: is of another network, it shares no entry with the model "
+            f"(it has {some(sorted(state))})"
         )
-    ]
 
 
 def _check_options(model: Network, state: dict[str, Tensor], path: Path, reset_head: bool) -> None:
@@ -76,31 +98,31 @@ def _check_options(model: Network, state: dict[str, Tensor], path: Path, reset_h
     raise UserError(f"weights {path}: was made with {have}, the model with {want}{offer}")
 
 
-def _check_entries(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+def _check_names(model: Network, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
     missing = [key for key in own if key not in state]
     unknown = sorted(key for key in state if key not in own)
-    counters = sum(key.endswith(".num_batches_tracked") for key in own)
-    if len(missing) == len(own) - counters:
-        raise UserError(
-            f"weights {path}: is of another network, it shares no entry with the model "
-            f"(it has {_some(unknown)})"
-        )
-    if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(unknown)}, which the model does not"] if unknown else []
-        raise UserError(f"weights {path}: {' and '.join(parts)}")
+    if not missing and not unknown:
+        return
+    parts = [f"lacks {some(missing)}"] if missing else []
+    parts += [f"has {some(unknown)}, which the model does not"] if unknown else []
+    helps = missing and not unknown and set(missing) <= set(_anew(model, state))
+    offer = "; reset_head=True (--reset_head true) starts these anew" if helps else ""
+    raise UserError(f"weights {path}: {' and '.join(parts)}{offer}")
+
+
+def _check_values(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise UserError(
                 f"weights {path}: {key} is {tuple(value.shape)}, "
                 f"the model wants {tuple(own[key].shape)}"
             )
-        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
+        if value.is_floating_point() != own[key].is_floating_point():
             raise UserError(f"weights {path}: {key} is {value.dtype}, the model's {own[key].dtype}")
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"weights {path}: {key} is no plain tensor of numbers")
 
 
-def _some(keys: list[str]) -> str:
-    shown = ", ".join(keys[:_NAMED])
-    return shown if len(keys) <= _NAMED else f"{shown} and {len(keys) - _NAMED} more"
+def some(keys: list[str]) -> str:
+    """The first of many names, and how many there are besides."""
+    names = ", ".join(map(shown, keys[:_NAMED]))
+    return names if len(keys) <= _NAMED else f"{names} and {len(keys) - _NAMED} more"

@@ -53,20 +53,29 @@ def test_file_of_the_authors_for_inference_only():
     assert model.translate(state).keys() == model.state_dict().keys()
 
 
-def test_file_without_prefixes():
+def test_file_without_prefixes(tmp_path):
     """DDRNet's ImageNet weights are the backbone alone."""
     state = {k[9:]: v for k, v in authors().items() if k.startswith("backbone.")}
     state = {k: v for k, v in state.items() if k[:5] not in ("ecas.", "sps.0", "sps.1", "sps.2")}
-    model = create_model("hpddrnet", classes=3, attention="none", image_norm="imagenet")
-    missing = model.state_dict().keys() - model.translate(state).keys()
-    assert {key.partition(".")[0] for key in missing} == {"head", "aux"}
+    torch.save(state, tmp_path / "in1k.pth")
+    model = create_model("hpddrnet", classes=3, image_norm="imagenet")
+    with pytest.raises(UserError, match=r"lacks eca\..*; reset_head=True .* starts these anew"):
+        load_weights(model, tmp_path / "in1k.pth")
+    anew = load_weights(model, tmp_path / "in1k.pth", reset_head=True)
+    assert {key.partition(".")[0] for key in anew} == {"head", "aux", "eca", "pa"}
+    own = model.state_dict()
+    assert own.keys() - anew == {clean_name(key) for key in state}
+    assert all(torch.equal(own[clean_name(key)], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
         ({"data_preprocessor.mean": torch.zeros(3, 1, 1)}, "image_norm knows only ImageNet's"),
-        ({"img_norm.std": torch.ones(3)}, r"img_norm.std is \[1.0, 1.0, 1.0\]"),
+        ({"img_norm.std": torch.ones(3)}, r"odd.pth: img_norm.std is \[1.0, 1.0, 1.0\]"),
+        ({"img_norm_cfg.mean": torch.zeros(3)}, "img_norm_cfg.mean is"),
+        ({"data_preprocessor.gain": torch.zeros(3)}, "has data_preprocessor.gain, which"),
+        ({"stem.0.bn.bias": torch.ones(1)}, "stem.0.bn.bias are two names of stem.conv1.bn"),
         ({"backbone.odd.weight": torch.ones(1)}, "has odd.weight, which the model does not"),
         ({"backbone.sps.3.cnn.bias": torch.ones(1)}, "has sps.3.cnn.bias, which"),
     ],
