@@ -16,7 +16,7 @@ from torch import Tensor
 from medseg.errors import UserError
 
 from .names import shown, told
-from .pickles import Oversized, check_size, foreign_names
+from .pickles import Unfit, check_size, foreign_names
 
 TORCH = (".pth", ".pt", ".ckpt")
 KERAS = (".h5", ".hdf5")
@@ -62,7 +62,7 @@ def read_state(path: Path, unsafe: bool = False) -> dict[str, Tensor]:
         return _unwrap(_read(path), path, unsafe)
     except UserError:
         raise
-    except Oversized as error:
+    except Unfit as error:
         raise UserError(f"weights {path}: {error}") from error
     except ImportError as error:
         raise UserError(f"weights {path}: reading it needs a package ({told(error)})") from error

@@ -20,16 +20,15 @@ _MOST_ENTRIES = 1 << 16  # of a zip
 _ZIP = b"PK\3\4"
 
 
-class Oversized(Exception):
-    """What is too large in a file, in the words that follow its name."""
+class Unfit(Exception):
+    """What in a file is too large or not to be read, in the words that follow its name."""
 
 
 def check_size(path: Path) -> None:
-    """Refuses, by `Oversized`, a file whose pickles would take long to read."""
-    opcodes = 0
+    """Refuses, by `Unfit`, a file whose pickles would take long to read."""
     for opcodes, _ in enumerate(_opcodes(path), 1):
         if opcodes > _MOST_OPCODES:
-            raise Oversized(
+            raise Unfit(
                 f"holds more than {_MOST_OPCODES} steps of pickle beside its numbers; save the "
                 "state_dict() alone"
             )
@@ -67,11 +66,13 @@ def _opcodes(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     if len(entries) > _MOST_ENTRIES:
-        raise Oversized(f"has {len(entries)} entries, more than {_MOST_ENTRIES}")
+        raise Unfit(f"has {len(entries)} entries, more than {_MOST_ENTRIES}")
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise Unfit("holds a TorchScript program; torch.jit.load it and save its state_dict()")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise Oversized("is compressed, which PyTorch does not do; save it anew")
+        raise Unfit("is compressed, which PyTorch does not do; save it anew")
     if sum(entry.file_size for entry in entries) > size:
-        raise Oversized("has entries that are larger than the file")
+        raise Unfit("has entries that are larger than the file")
 
 
 def _of_pickle(file: IO[bytes]) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """Where a file comes from: which network made it, with which head, and how it was wrapped."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -113,8 +114,17 @@ def test_wrapped(tmp_path, wrap, suffix):
 
 
 def test_dicts_that_hold_themselves(tmp_path):
-    held = {"epoch": 1}
+    held: dict[str, Any] = {"epoch": 1}
     held["model"] = held
     torch.save(held, tmp_path / "round.pth")
     with pytest.raises(UserError, match="holds no state dict of tensors"):
         load_weights(small("e_du"), tmp_path / "round.pth")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(
+        UserError, match=r"holds a TorchScript program; torch\.jit\.load it and save"
+    ):
+        load_weights(small("e_du"), tmp_path / "script.pt")
