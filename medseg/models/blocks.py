@@ -73,7 +73,8 @@ def enlarged_conv(x: Tensor, weight: Tensor, bias: Tensor | None, scale: int) ->
     for dim in (2, 3):
         first, inner, last = y.split(1, dim)
         y = torch.cat((first, *[inner] * (scale - 2), last), dim)
-    return F.pixel_shuffle(y.flatten(1, 3), scale)
+    # (N, classes, row in pixel, column in pixel, H, W); pixel_shuffle has no gradient of no image
+    return y.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
 
 
 def _seen(weight: Tensor, dim: int) -> Tensor:

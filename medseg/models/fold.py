@@ -43,7 +43,7 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child in folded:
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, nn.Identity().eval())
     return model
 
 

@@ -29,6 +29,9 @@ _Out = TypeVar("_Out", Tensor, Outputs)
 class Network(nn.Module):
     """A segmentation network: images (N, in_channels, H, W) to logits (N, classes, H, W).
 
+    The logits lie in memory as the maps do, on a CPU mostly channels_last: `reshape` takes them,
+    `view` may not.
+
     Attributes:
         paper, year: where the network comes from.
         fused: the fused ops that its attention runs on.
@@ -127,6 +130,12 @@ def check_count(option: str, value: object, least: int = 1) -> None:
     """Refuses, by a UserError, an option that is no whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{option} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_flag(option: str, value: object) -> None:
+    """Refuses, by a UserError, a switch that is neither True nor False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{option} must be True or False, got {value!r}")
 
 
 def _whole(out: _Out) -> _Out:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from medseg.errors import UserError
 
-from .network import Network, check_count
+from .network import Network, check_count, check_flag
 from .weights import load_weights
 
 _Class = TypeVar("_Class", bound=type[Network])
@@ -71,7 +71,7 @@ def create_model(
     Raises:
         UserError: name, option, number or weights do not fit; the message says what would.
     """
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         known = list_models()
         hint = _did_you_mean(name, known)
         raise UserError(f"model {name!r} is unknown{hint}; known: {', '.join(known)}")
@@ -88,11 +88,14 @@ def create_model(
 def _check_arguments(
     name: str, cls: type[Network], in_channels: int, classes: int, options: dict[str, Any]
 ) -> None:
-    known = [p for p in inspect.signature(cls).parameters if p not in ("in_channels", "classes")]
-    for option in options:
+    parameters = inspect.signature(cls).parameters
+    known = [p for p in parameters if p not in ("in_channels", "classes")]
+    for option, value in options.items():
         if option not in known:
             hint = _did_you_mean(option, known)
             raise UserError(f"{name} has no option {option!r}{hint}; it has {', '.join(known)}")
+        if isinstance(parameters[option].default, bool):
+            check_flag(option, value)
     for key, count in (("in_channels", in_channels), ("classes", classes)):
         check_count(key, count)
 

@@ -71,7 +71,9 @@ def test_file_of_the_authors(tmp_path, top_attention):
 
 def test_size_is_the_published_one(published):
     """31,745,531 in the authors' code, less the 300 of the attention it never runs."""
-    assert sum(p.numel() for p in published.parameters()) == 31_745_231
+    count = sum(p.numel() for p in published.parameters())
+    print(f"dra_net: {count:,} parameters")
+    assert count == 31_745_231
     assert sum(b.numel() for b in published.buffers()) == 13_754 - 9
     figure = create_model("dra_net", classes=7, top_attention=True)
     assert sum(p.numel() for p in figure.parameters()) == 31_745_531

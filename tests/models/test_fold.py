@@ -117,3 +117,12 @@ def test_refuses():
         fuse_conv_bn(medseg.create_model("dra_net_s"))
     with pytest.raises(ValueError, match="example must be given"):
         fuse_conv_bn(nn.Sequential(nn.Conv2d(3, 3, 1)).eval())
+
+
+def test_folding_twice_changes_nothing():
+    model = medseg.create_model("dra_net_s", classes=3).eval()
+    once = fuse_conv_bn(model)
+    twice = fuse_conv_bn(once)
+    x = torch.rand(1, 3, 32, 48)
+    with torch.no_grad():
+        assert torch.equal(twice(x), once(x))
