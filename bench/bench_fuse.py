@@ -77,7 +77,12 @@ def bench_fuse(name, step, measuring, benchmark, monkeypatch):
     if step == "optimize":
         fast, report = medseg.optimize(model, x, torch.bfloat16)
         print(f"\n{name}\n{report}")
-        turns = (lambda: lambda: infer(model, x)), (lambda: lambda: infer(fast, x))
+
+        def plain():
+            return lambda: infer(model, x)
+
+        def fused():
+            return lambda: infer(fast, x)
     else:
         report = medseg.fuse(model, verify=x) if step == "inference" else medseg.fuse(model)
         print(f"\n{name}\n{report}")
@@ -97,14 +102,13 @@ def bench_fuse(name, step, measuring, benchmark, monkeypatch):
             medseg.fuse(model)
             return lambda: run(model, x)
 
-        turns = plain, fused
     if not measuring:
-        benchmark.pedantic(turns[1](), rounds=1)  # pyright: ignore[reportCallIssue]
+        benchmark.pedantic(fused(), rounds=1)  # pyright: ignore[reportCallIssue]
         return
-    before, after, times = ratio(*turns, ROUNDS[step])
+    before, after, times = ratio(plain, fused, ROUNDS[step])
     asked = GOALS[name, step]
     print(
         f"{name}, {step}: {before:.0f} ms plain, {after:.0f} ms, {times:.2f} times, asked {asked}"
     )
-    benchmark.pedantic(turns[1](), rounds=1)  # pyright: ignore[reportCallIssue]
+    benchmark.pedantic(fused(), rounds=1)  # pyright: ignore[reportCallIssue]
     assert times >= asked

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medseg import create_model, list_models
+from medseg.layers import PositionAttention
 
 from .test_contract import CLASSES, assert_same, backward, image
 
@@ -21,7 +22,7 @@ def model(name):
     for module in model.modules():  # what is random cannot be compared
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+        if isinstance(module, PositionAttention):
             module.dropout = 0.0
     return model
 
