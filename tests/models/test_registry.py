@@ -59,7 +59,11 @@ def test_fit_pads_and_cuts_back(height, width):
     x = torch.rand(1, 3, height, width)
     out = Body(3, 1)(x)
     assert torch.equal(out.logits, x) and torch.equal(out.aux[0], x[:, :1])
-    assert (out.logits is x) == (height == width == 96)
+
+
+def test_an_image_of_legal_size_in_the_layout_of_the_maps_is_not_copied():
+    x = torch.rand(1, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    assert Body(3, 1).fit(x)[0] is x
 
 
 def test_fit_repeats_the_last_row_and_column():
