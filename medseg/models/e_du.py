@@ -73,7 +73,7 @@ class EDU(Network):
         transition: bool = False,
     ) -> None:
         super().__init__(in_channels, classes)
-        _check_options(width, depth, attention, deep_supervision)
+        _check_options(width, depth, attention)
         filters = {
             "preset": preset, "gains": gains, "scales": scales, "bank": bank, "pad": pad,
             "learn_gains": learn_gains, "shrink": shrink,
@@ -193,9 +193,9 @@ def _least_side(mde: MDEFilter | None) -> int:
     return max(mde.scales) // 2 + 1 if mde is not None and mde.pad == "reflect" else 1
 
 
-def _check_options(width: int, depth: int, attention: str, deep_supervision: bool) -> None:
+def _check_options(width: int, depth: int, attention: str) -> None:
     check_count("width", width)
-    check_count("depth", depth, least=2 if deep_supervision else 1)
+    check_count("depth", depth)
     check_choice("attention", attention, ("fused", "none"))
     if width % (2 * _LAYERS):
         raise UserError(f"width must be a multiple of {2 * _LAYERS}, got {width}")
