@@ -36,7 +36,7 @@ _SHOWING = ("enc1.shortcut.conv.weight", "respath1.0.main.conv.weight", "final.c
 
 
 @register("drrmsan")
-@register("drrmsan_s", width=8)
+@register("drrmsan_s", width=8, norm_momentum=0.1)  # for short trainings
 class DRRMSAN(Network):
     """DRRMSAN (drrmsan; drrmsan_s is a quarter as wide).
 
@@ -55,6 +55,7 @@ class DRRMSAN(Network):
         gate_bounded: takes the logarithm of the gate's score before its sigmoid.
         final_norm: batch norm on the last map as published; False gives it a bias instead.
         channel_order: "bgr" turns RGB images, for weights of the authors, who trained so.
+        norm_momentum: of batch norms; Keras's 0.01 needs thousands of steps to follow the weights.
 
     Raises:
         UserError: an option is out of range.
@@ -80,6 +81,7 @@ class DRRMSAN(Network):
         gate_bounded: bool = False,
         final_norm: bool = True,
         channel_order: Literal["rgb", "bgr"] = "rgb",
+        norm_momentum: float = 0.01,
     ) -> None:
         super().__init__(in_channels, classes)
         check_choice("attention", attention, ("fused", *_LEAST))
@@ -105,6 +107,9 @@ class DRRMSAN(Network):
         plain = not final_norm
         self.final = _conv_norm(wide[0], classes, 3, norm and final_norm, act=False, bias=plain)
         self.apply(as_keras_starts)
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.momentum = norm_momentum
 
     def _add_encoder(self, in_channels: int, units: list[int], wide: list[int], norm: bool) -> None:
         self.pools = nn.ModuleDict(
@@ -246,7 +251,7 @@ class Norm(nn.BatchNorm2d):
     """Batch norm with the numbers of Keras; behind a convolution it has no scale, only a bias."""
 
     def __init__(self, channels: int, scale: bool = True) -> None:
-        super().__init__(channels, eps=1e-3, momentum=0.01)
+        super().__init__(channels, eps=1e-3)
         if not scale:
             self.weight = None
 
