@@ -4,15 +4,14 @@ Paper: Pal and Mj, "Improving multi-scale attention networks: Bayesian optimizat
 medical images", The Imaging Science Journal, 2023. The article calls it MSAN, and BMSAN where the
 shares of the four maps were optimised.
 Code of the authors: https://github.com/Jimut123/drrmsan_tests (Keras, no licence); this file was
-written from a description of it and agrees with its outputs, gradients and running statistics.
+written from a description of it and agrees with its outputs, gradients and statistics.
 
 Outputs are logits where the authors' are probabilities: their loss on the sigmoid of `Outputs` is
 theirs, map by map and on the mixture. Ours are `classes` above 1, each mixed as if it were alone,
 and options that mend what the authors' network suffers from: `gate_residual` (decoder features
 reach the next level only as an attention map), `gate_bounded` (that map saturates at 1, without a
 gradient) and `final_norm` (a batch norm in front of a sigmoid cannot become confident). A head that
-their code makes and never connects is left out. The heads at lower scales give what a convolution
-of the enlarged map gives, but do not enlarge it.
+their code never connects is left out. Heads at lower scales never enlarge the map they convolve.
 """
 
 import math
@@ -55,7 +54,7 @@ class DRRMSAN(Network):
         gate_bounded: takes the logarithm of the gate's score before its sigmoid.
         final_norm: batch norm on the last map as published; False gives it a bias instead.
         channel_order: "bgr" turns RGB images, for weights of the authors, who trained so.
-        norm_momentum: of batch norms; Keras's 0.01 needs thousands of steps to follow the weights.
+        norm_momentum: of batch norms; Keras's 0.01 takes thousands of steps to follow the weights.
 
     Raises:
         UserError: an option is out of range.
@@ -104,12 +103,11 @@ class DRRMSAN(Network):
             self.add_module(f"dec{level}", MultiRes(2 * unit, unit, norm))
             if level > 1:
                 self.add_module(f"side{level}", Side(wide_in, wide[level - 2], classes, level))
-        plain = not final_norm
-        self.final = _conv_norm(wide[0], classes, 3, norm and final_norm, act=False, bias=plain)
+        last = norm and final_norm
+        self.final = _conv_norm(wide[0], classes, 3, last, act=False, bias=not final_norm)
         self.apply(as_keras_starts)
-        for module in self.modules():
-            if isinstance(module, Norm):
-                module.momentum = norm_momentum
+        for norm_layer in (m for m in self.modules() if isinstance(m, Norm)):
+            norm_layer.momentum = norm_momentum
 
     def _add_encoder(self, in_channels: int, units: list[int], wide: list[int], norm: bool) -> None:
         self.pools = nn.ModuleDict(
@@ -296,8 +294,7 @@ def _check_options(in_channels: int, width: int, alphas: Sequence[float], order:
     check_count("width", width, least=4)
     numbers = isinstance(alphas, Sequence) and all(isinstance(a, int | float) for a in alphas)
     if not numbers or len(alphas) != 4 or min(alphas) < 0 or not 0 < sum(alphas) <= 1 + 1e-6:
-        words = "alphas must be four numbers of at least 0, and at most 1 together"
-        raise UserError(f"{words}, got {alphas!r}")
+        raise UserError(f"alphas must be four numbers of 0 to 1, at most 1 together, got {alphas!r}")
     check_choice("channel_order", order, ("rgb", "bgr"))
     if order == "bgr" and in_channels != 3:
         raise UserError(f"channel_order='bgr' is for 3 channels, got in_channels={in_channels}")
