@@ -294,7 +294,7 @@ def _check_options(in_channels: int, width: int, alphas: Sequence[float], order:
     check_count("width", width, least=4)
     numbers = isinstance(alphas, Sequence) and all(isinstance(a, int | float) for a in alphas)
     if not numbers or len(alphas) != 4 or min(alphas) < 0 or not 0 < sum(alphas) <= 1 + 1e-6:
-        raise UserError(f"alphas must be four numbers of 0 to 1, at most 1 together, got {alphas!r}")
+        raise UserError(f"alphas must be four numbers in 0..1, at most 1 together, got {alphas!r}")
     check_choice("channel_order", order, ("rgb", "bgr"))
     if order == "bgr" and in_channels != 3:
         raise UserError(f"channel_order='bgr' is for 3 channels, got in_channels={in_channels}")

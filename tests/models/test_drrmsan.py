@@ -249,7 +249,7 @@ def test_channel_order():
     [
         ({"attention": "msan4"}, "attention must be one of 'fused', 'msan1', .*got 'msan4'"),
         ({"width": 3}, "width must be a whole number of at least 4, got 3"),
-        ({"alphas": (0.5, 0.5)}, "alphas must be four numbers of at least 0, and at most 1"),
+        ({"alphas": (0.5, 0.5)}, "alphas must be four numbers in 0..1, at most 1 together"),
         ({"alphas": (0.5, 0.5, 0.5, 0.5)}, r"at most 1 together, got \(0.5, 0.5, 0.5, 0.5\)"),
         ({"alphas": (-0.1, 0.5, 0.3, 0.3)}, "at least 0"),
         ({"alphas": (float("nan"), 0.5, 0.3, 0.3)}, "at most 1"),
