@@ -251,7 +251,7 @@ def test_channel_order():
         ({"width": 3}, "width must be a whole number of at least 4, got 3"),
         ({"alphas": (0.5, 0.5)}, "alphas must be four numbers in 0..1, at most 1 together"),
         ({"alphas": (0.5, 0.5, 0.5, 0.5)}, r"at most 1 together, got \(0.5, 0.5, 0.5, 0.5\)"),
-        ({"alphas": (-0.1, 0.5, 0.3, 0.3)}, "at least 0"),
+        ({"alphas": (-0.1, 0.5, 0.3, 0.3)}, "in 0..1"),
         ({"alphas": (float("nan"), 0.5, 0.3, 0.3)}, "at most 1"),
         ({"alphas": (0, 0, 0, 0)}, "alphas must be four numbers"),
         ({"channel_order": "gbr"}, "channel_order must be one of 'rgb', 'bgr', got 'gbr'"),
