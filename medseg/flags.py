@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -79,7 +79,16 @@ def parse(
     except (ValueError, TypeError, RecursionError) as error:  # a number of thousands of digits
         first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(f"--config: a value cannot be read ({first}); correct it.") from None
+    _refuse_empty(config, parsed)
     return config(**{name: _plain(parsed[name]) for name in _names(config)})
+
+
+def _refuse_empty(config: type, parsed: Any) -> None:
+    """A key of a file without a value comes as None, where None may be nothing to take."""
+    hints = get_type_hints(config)
+    for name in _names(config):
+        if parsed[name] is None and type(None) not in get_args(hints[name]):
+            raise UserError(f"--{name}: has no value; give it one, or leave it out.")
 
 
 def values_of(argv: Sequence[str], *flags: str) -> list[str]:
