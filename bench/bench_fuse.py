@@ -76,31 +76,25 @@ def bench_fuse(name, step, measuring, benchmark, monkeypatch):
     expected = infer(model, x)
     if step == "optimize":
         fast, report = medseg.optimize(model, x, torch.bfloat16)
-        print(f"\n{name}\n{report}")
-
-        def plain():
-            return lambda: infer(model, x)
-
-        def fused():
-            return lambda: infer(fast, x)
     else:
         report = medseg.fuse(model, verify=x) if step == "inference" else medseg.fuse(model)
-        print(f"\n{name}\n{report}")
         fast = model
+    print(f"\n{name}\n{report}")
     if step in CLOSE:
         error = float((infer(fast, x) - expected).abs().max() / expected.abs().max())
         assert error <= CLOSE[step], f"outputs are {error:.1e} off"
-    if step != "optimize":
-        run = infer if step == "inference" else train
-        model.train(step == "training")
+    run = train if step == "training" else infer
+    model.train(step == "training")
 
-        def plain():
+    def plain():
+        if fast is model:
             medseg.unfuse(model)
-            return lambda: run(model, x)
+        return lambda: run(model, x)
 
-        def fused():
+    def fused():
+        if fast is model:
             medseg.fuse(model)
-            return lambda: run(model, x)
+        return lambda: run(fast, x)
 
     if not measuring:
         benchmark.pedantic(fused(), rounds=1)  # pyright: ignore[reportCallIssue]
