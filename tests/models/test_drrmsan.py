@@ -78,7 +78,7 @@ def test_golden(case, backend, dtype, published):
         outs = probabilities(model, x)
         total = torch.zeros((), dtype=dtype, device=device)
         for i, out in enumerate(outs):
-            close = 1e-10 if exact else 2e-4 if model.training else 1e-4  # batch norms of few numbers
+            close = 1e-10 if exact else 2e-4 if model.training else 1e-4  # norms of few numbers
             assert golden.relative(out, arrays[f"out_{i}"]) <= close
             cotangent = golden.unit(f"cotangent:{i}", tuple(out.shape), meta["cot_salt"])
             total = total + (out * torch.from_numpy(cotangent.astype(np.float32)).to(out)).sum()
