@@ -290,4 +290,8 @@ def test_training_on_no_image(model):
     for module in frozen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # a batch norm refuses to norm nothing
-    backward(frozen, image(model, n=0))
+    outs = tensors(frozen(image(model, n=0)))
+    torch.stack([out.sum() for out in outs]).sum().backward()
+    assert all(out.shape[0] == 0 for out in outs)
+    grads = [p.grad for p in frozen.parameters() if p.grad is not None]
+    assert grads and not any(grad.any() for grad in grads)
