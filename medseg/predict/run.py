@@ -5,12 +5,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import UserError
 from ..flags import check_choice, flag, parse, require, require_least, require_text
@@ -25,9 +23,9 @@ from ..inference import (
     load_trained,
     open_images,
 )
-from .shown import Shown
 from .targets import Targets
-from .writers import KINDS, PICTURES, Part, check_kinds, open_writer
+from .write import write_files
+from .writers import KINDS, check_kinds
 
 if TYPE_CHECKING:
     from ..console import Journal
@@ -193,27 +191,13 @@ def _write(
     """Writes all files of one image; returns what the document says of it."""
     first = next(slabs)  # raises what is wrong with the image, before any file is begun
     files = targets.of(image.path, image.name)
-    shown = Shown(image) if any(kind in PICTURES for kind in files) else None
-    counts = np.zeros(256, np.int64)
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(open_writer(kind, path, image.height, image.width, trained))
-            for kind, path in files.items()
-        ]
-        while first is not None:
-            labels = first.labels
-            below = first.top + len(labels)
-            pixels = None if shown is None else shown.rows(first.top, below)
-            part = Part(first.top, labels, first.probabilities, pixels)
-            for writer in writers:
-                writer.add(part)
-            counts += np.bincount(labels.ravel(), minlength=256)
-            first = next(slabs, None)
+    writers = {path: KINDS[kind][0] for kind, path in files.items()}
+    counts = write_files(image, chain([first], slabs), writers, trained)
     return {
         "image": str(image.path),
         "name": image.name,
         "height": image.height,
         "width": image.width,
         "files": {kind: str(path) for kind, path in files.items()},
-        "pixels": dict(zip(trained.names, counts.tolist(), strict=False)),
+        "pixels": dict(zip(trained.names, counts.tolist(), strict=True)),
     }

@@ -3,10 +3,10 @@
 import contextlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +34,8 @@ class Part:
 class Writer(Protocol):
     """Writes one file."""
 
+    shows: ClassVar[bool]  # whether it looks at the image
+
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None: ...
 
     def add(self, part: Part) -> None:
@@ -47,6 +49,8 @@ class Writer(Protocol):
 
 class MaskWriter:
     """The mask values that the network was trained on, as PNG."""
+
+    shows: ClassVar[bool] = False
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
         dtype = np.uint8 if max(trained.values) < 256 else np.uint16
@@ -64,6 +68,8 @@ class MaskWriter:
 
 class OverlayWriter:
     """The image with the classes but the background coloured, as PNG."""
+
+    shows: ClassVar[bool] = True
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
         self._colours = _colours(len(trained.values))
@@ -85,6 +91,8 @@ class OverlayWriter:
 
 class OutlineWriter:
     """The image with a line of one pixel where classes meet, as PNG."""
+
+    shows: ClassVar[bool] = True
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
         self._colours = _colours(len(trained.values))
@@ -112,6 +120,8 @@ class OutlineWriter:
 class ProbabilityWriter:
     """The probabilities of all classes, (K, H, W) float16, as NumPy's .npy."""
 
+    shows: ClassVar[bool] = False
+
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
         shape = (len(trained.values), height, width)
         head = {"descr": "<f2", "fortran_order": False, "shape": shape}
@@ -132,6 +142,8 @@ class ProbabilityWriter:
 
 class PolygonWriter:
     """Gathers labels and hands on the polygons that are finished."""
+
+    shows: ClassVar[bool] = False
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
         self._file, self._trained = file, trained
@@ -204,7 +216,7 @@ class ImageJWriter(PolygonWriter):
         self._zip.close()
 
 
-KINDS: dict[str, tuple[type, str]] = {
+KINDS: dict[str, tuple[type[Writer], str]] = {
     "masks": (MaskWriter, ".png"),
     "overlays": (OverlayWriter, ".png"),
     "outlines": (OutlineWriter, ".png"),
@@ -212,19 +224,17 @@ KINDS: dict[str, tuple[type, str]] = {
     "geojson": (GeoJsonWriter, ".geojson"),
     "imagej": (ImageJWriter, ".zip"),
 }
-PICTURES = ("overlays", "outlines")  # which show the image
 
 
 @contextlib.contextmanager
 def open_writer(
-    kind: str, path: Path, height: int, width: int, trained: Trained
+    make: type[Writer], path: Path, height: int, width: int, trained: Trained
 ) -> Iterator[Writer]:
     """Yields a writer; the file is there whole once the block ends, or not at all.
 
     Raises:
         UserError: it cannot be written, or needs a package that is not installed.
     """
-    make: Callable[..., Writer] = KINDS[kind][0]
     with atomic(path) as beside, beside.open("wb") as file:
         writer = make(file, height, width, trained)
         yield writer

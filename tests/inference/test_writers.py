@@ -129,7 +129,7 @@ def test_what_is_too_large_to_keep_is_cut(monkeypatch):
 def written(kind, labels, tmp_path, pixels=None):
     path = tmp_path / f"result{KINDS[kind][1]}"
     hot = torch.from_numpy(np.eye(3, dtype=np.float32)[labels].transpose(2, 0, 1))
-    with open_writer(kind, path, labels.shape[0], labels.shape[1], TRAINED) as writer:
+    with open_writer(KINDS[kind][0], path, labels.shape[0], labels.shape[1], TRAINED) as writer:
         for top, rows in blocks(labels):
             stop = top + len(rows)
             shown = None if pixels is None else pixels[top:stop]
@@ -221,7 +221,7 @@ def _columns(x, y, x2, y2):
 def test_nothing_is_left_of_a_file_that_failed(tmp_path):
     with (
         pytest.raises(ValueError, match="stop"),
-        open_writer("masks", tmp_path / "m.png", 8, 8, TRAINED),
+        open_writer(KINDS["masks"][0], tmp_path / "m.png", 8, 8, TRAINED),
     ):
         raise ValueError("stop")
     assert not list(tmp_path.iterdir())
