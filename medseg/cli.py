@@ -11,6 +11,7 @@ VERBS = {
     "train": "train a network on a folder of images and masks, and write a report",
     "evaluate": "score a trained network on images with masks, or compare two",
     "predict": "write masks, pictures and polygons of images",
+    "serve": "open a page in the browser that shows images to a trained network",
     "doctor": "say what this machine has, what each op takes and why, and what to mend",
     "data": "check a folder of images and masks: `medseg data check DIR`",
     "models": "list the networks with their size, cost and origin",

@@ -37,6 +37,7 @@ FLOORS = (
     ("engine",),
     ("prepare",),
     ("train", "data_check", "doctor", "evaluate", "predict"),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

@@ -158,7 +158,7 @@ def _decode(path: Path) -> tuple[np.ndarray, Header]:
     if header is None or pixels is None:
         raise UserError(
             f"{path} cannot be read as an image (missing, empty or damaged): "
-            "replace it or take it and its partner out.",
+            "replace it, or leave it out and its mask too.",
             code=3,
         )
     return pixels, header

@@ -1,7 +1,7 @@
 """The one look of all pages: stylesheet, base template, table sorting. Each page is one file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def render(package: str, template: str, **values: Any) -> str:
     Args:
         package: where the template lies.
         template: its file.
-        values: what it tells.
+        values: what it tells; "colours" are those of its classes.
 
     Returns:
         The page: one HTML text with style, script and pictures inside, which asks nothing of the
@@ -34,10 +34,17 @@ def render(package: str, template: str, **values: Any) -> str:
         trim_blocks=True,
     )
     environment.filters |= {"plain": plain, "score": score, "percent": percent}
-    style = (home / "style.css").read_text(encoding="utf-8")
+    style = stylesheet(values["colours"])
     script = (home / "sort.js").read_text(encoding="utf-8")
     page = environment.get_template(template)
     return page.render(style=Markup(style), sorting=Markup(script), **values)
+
+
+def stylesheet(colours: Sequence[tuple[str, str]]) -> str:
+    """The style of all pages, with the colours of a page's classes from `class_colours`."""
+    text = (Path(str(files(__name__))) / "style.css").read_text(encoding="utf-8")
+    lines = [f".c{k} {{ --c: {c}; --b: {b}; }}" for k, (c, b) in enumerate(colours, 1)]
+    return "\n".join((text, *lines))
 
 
 def class_colours(count: int) -> list[tuple[str, str]]:
