@@ -54,7 +54,6 @@ async function take(name, found) {
   for (const each of switches) {
     each.closest("label").querySelector("output").textContent = percent(shares[each.dataset.index]);
   }
-  at("caption").textContent = name;
   at("result").hidden = false;
   colour();
 }
@@ -109,7 +108,9 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     document.body.classList.toggle("dragging", kind === "dragenter" || kind === "dragover");
-    if (kind === "drop") send(event.dataTransfer.files[0]);
+    if (kind !== "drop" || !event.dataTransfer.files.length) return;
+    at("file").files = event.dataTransfer.files; // so that its name stands there
+    send(event.dataTransfer.files[0]);
   });
 }
 draw();
