@@ -31,6 +31,9 @@ for package, name in (
     ("look", "parts.html.j2"),
     ("report", "page.html.j2"),
     ("data_check", "page.html.j2"),
+    ("serve", "page.html.j2"),
+    ("serve", "page.css"),
+    ("serve", "page.js"),
 ):
     if not (files(f"medseg.{package}") / name).is_file():
         sys.exit(f"the wheel lacks medseg/{package}/{name}")

@@ -27,6 +27,14 @@ frame.onload = () => {{
 </script>"""
 
 
+def browser():
+    """The browser's program; a test that has none is skipped."""
+    program = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"no browser is here ({', '.join(NAMES)}); apt-get install chromium")
+    return program
+
+
 def visit(page, script, tmp_path, width=1100):
     """Opens a page in a frame of some width and runs a script in it once it is loaded.
 
@@ -34,9 +42,7 @@ def visit(page, script, tmp_path, width=1100):
         (what the script returned, with "requests", the URLs that the page fetched; the lines of
         the console).
     """
-    program = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser is here ({', '.join(NAMES)}); apt-get install chromium")
+    program = browser()
     path = tmp_path / "frame.html"
     text = json.dumps(page).replace("</", "<\\/")
     path.write_text(_FRAME.format(width=width, page=text, script=script), encoding="utf-8")

@@ -40,6 +40,7 @@ function say(status, error = "") {
   at("status").textContent = status;
   at("error").textContent = error;
   at("error").hidden = !error;
+  if (error) at("result").hidden = true;
 }
 
 async function take(name, found) {
@@ -52,7 +53,7 @@ async function take(name, found) {
   shown = { name, image, classes, mask: png(found.mask) };
   const shares = found.pixels.map((count) => count / (found.width * found.height));
   for (const each of switches) {
-    each.closest("label").querySelector("output").textContent = percent(shares[each.dataset.index]);
+    each.closest("label").querySelector(".share").textContent = percent(shares[each.dataset.index]);
   }
   at("result").hidden = false;
   colour();
@@ -72,7 +73,7 @@ function colour() {
   const pixels = Uint32Array.from(shown.classes, (label) => words[label]);
   const data = new ImageData(new Uint8ClampedArray(pixels.buffer), tint.width, tint.height);
   tint.getContext("2d").putImageData(data, 0, 0);
-  const names = on.map((each) => each.closest("label").querySelector("span").textContent);
+  const names = on.map((each) => each.closest("label").querySelector(".name").textContent);
   canvas.setAttribute("aria-label", `${shown.name}, coloured: ${names.join(", ") || "nothing"}`);
   draw();
 }

@@ -72,8 +72,8 @@ def serve(config: ServeConfig, journal: "Journal") -> None:
 def _refuse_missing_packages() -> None:
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"serve: needs {error.name}: pip install 'medseg[serve]'.") from None
@@ -84,20 +84,17 @@ def _listen(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=1024)
-    except (socket.gaierror, UnicodeError):
-        raise UserError(
-            f"--host {config.host}: is no address; take 127.0.0.1, or 0.0.0.0 for all."
-        ) from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:  # the latter from a name that is none
+        reason = getattr(error, "errno", None)
+        if reason == errno.EADDRINUSE:
             why = "another program listens there; take another, or --port 0 for a free one"
             raise UserError(f"--port {config.port}: {why}.") from None
-        if error.errno == errno.EACCES:
+        if reason == errno.EACCES:
             why = "ports below 1024 are the system's; take a higher one"
             raise UserError(f"--port {config.port}: {why}.") from None
         raise UserError(
-            f"--host {config.host}: this machine cannot listen there ({error.strerror}); take "
-            "127.0.0.1, or 0.0.0.0 for all."
+            f"--host {config.host}: is no address of this machine; take 127.0.0.1, or 0.0.0.0 for "
+            "all of them."
         ) from None
 
 

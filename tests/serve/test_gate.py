@@ -1,0 +1,165 @@
+"""Who may ask, what every answer carries, what is counted, and what happens when all is taken."""
+
+import asyncio
+import re
+import threading
+
+import pytest
+
+from tests.serve.conftest import picture
+
+PAGES = {
+    "/": "text/html",
+    "/style.css": "text/css",
+    "/page.js": "text/javascript",
+    "/health": "application/json",
+    "/metrics": "text/plain",
+}
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/predict", "/nothing"])
+def test_every_answer_has_the_headers_of_security(client, path):
+    answer = client.get(path)
+    if path in PAGES:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(PAGES[path])
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    for name, value in (
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    ):
+        assert answer.headers[name] == value
+    assert "server" not in answer.headers and "access-control-allow-origin" not in answer.headers
+
+
+def test_the_page_asks_only_its_own_address_and_quotes_names(client):
+    page = client.get("/").text
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["data:,", "style.css", "page.js"]
+    assert "b &lt;i&gt;" in page and "<i>" not in page
+    assert not re.search(r"<style|style=|<script>|onclick", page)
+    for path in ("/", "/style.css", "/page.js"):
+        assert "http://" not in client.get(path).text and "https://" not in client.get(path).text
+    style = client.get("/style.css").text
+    assert ".c2 {" in style and ".c3 {" not in style and "prefers-color-scheme: dark" in style
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("127.0.0.1", 200),
+        ("127.0.0.1.:1", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("evil.example@127.0.0.1x", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_names_that_were_bent_to_this_address(client, host, status):
+    answer = client.get("/health", headers={"host": host})
+    assert answer.status_code == status
+    if status == 421:
+        assert "--allow_hosts" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8000", 200),
+        ("https://127.0.0.1:8000", 200),
+        ("http://127.0.0.1:9000", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_pages_of_other_sites(client, origin, status):
+    answer = client.post("/predict", content=picture(), headers={"origin": origin})
+    assert answer.status_code == status
+
+
+def test_which_names_are_taken(run):
+    import socket
+
+    from medseg.serve.config import ServeConfig
+    from medseg.serve.run import _hosts
+
+    with socket.create_server(("127.0.0.1", 0)) as inner, socket.create_server(("", 0)) as outer:
+        plain, named = ServeConfig("x"), ServeConfig("x", allow_hosts=["Seg.example"])
+        assert _hosts(plain, inner) == {"localhost", "127.0.0.1", "::1"}
+        assert _hosts(plain, outer) is None
+        for listening in (inner, outer):
+            assert "seg.example" in (_hosts(named, listening) or ())
+
+
+def values(text, name):
+    """{labels: value} of a metric."""
+    return {k: float(v) for k, v in re.findall(rf"^{name}(\S*) (\S+)$", text, re.MULTILINE)}
+
+
+def test_metrics_count(client):
+    before = client.get("/metrics").text
+    client.post("/predict", content=picture())
+    client.post("/predict", content=b"text")
+    client.get("/nothing/a")
+    client.get("/nothing/b")
+    after = client.get("/metrics").text
+
+    def grown(name, labels=""):
+        return values(after, name)[labels] - values(before, name).get(labels, 0)
+
+    assert grown("medseg_requests_total", '{path="/predict",status="200"}') == 1
+    assert grown("medseg_requests_total", '{path="/predict",status="415"}') == 1
+    assert grown("medseg_requests_total", '{path="other",status="404"}') == 2
+    assert grown("medseg_errors_total", '{status="404"}') == 2
+    assert grown("medseg_request_seconds_count", '{path="/predict"}') == 2
+    assert grown("medseg_predict_seconds_count") == 1
+    assert values(after, "medseg_in_flight") == {"": 1}
+    assert values(after, "medseg_queued") == {"": 0}
+    assert values(after, "process_resident_memory_bytes")[""] > 1e8
+    assert "nothing" not in after
+
+
+def test_a_full_queue_says_when_to_come_again(client, network, monkeypatch):
+    monkeypatch.setattr(network, "taken", network.most)
+    answer = client.post("/predict", content=picture())
+    assert answer.status_code == 503 and 1 <= int(answer.headers["retry-after"]) <= 60
+    assert "4 images are waiting already: ask again in" in answer.json()["error"]
+    assert client.get("/health").status_code == 200
+
+
+def test_work_that_nobody_waits_for_is_left(network):
+    """The second in the queue goes away; the first is done all the same."""
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def slow():
+        begun.set()
+        go_on.wait(10)
+        done.append("slow")
+
+    async def both():
+        forever, gone = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(network.run(slow, forever.wait()))
+        second = asyncio.create_task(network.run(lambda: done.append("left"), gone.wait()))
+        await asyncio.to_thread(begun.wait, 10)
+        gone.set()
+        with pytest.raises(Exception, match="nobody waits"):
+            await second
+        go_on.set()
+        await first
+
+    asyncio.run(both())
+    assert done == ["slow"]
+
+
+def test_places_come_back(network):
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), network.place():
+            assert network.taken == 1
+            raise error
+    assert network.taken == 0
