@@ -54,6 +54,11 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+def wanted_backend() -> str | None:
+    """What `use_backend` or MEDSEG_BACKEND asks for; None and "auto" leave the choice."""
+    return _forced
+
+
 def choose(op: str, x: Tensor, backend: str | None, limit: str | None = None) -> str:
     """The backend that will run ``op`` on ``x``; a named one that cannot raises RuntimeError.
 

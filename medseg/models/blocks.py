@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .one_pass import conv_norm
+
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm and, unless told otherwise, ReLU; an odd kernel keeps the size.
@@ -36,8 +38,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, ceil(H / stride), ceil(W / stride))."""
-        y = self.bn(self.conv(x))
-        return F.relu(y, inplace=True) if self.act else y
+        return conv_norm(x, self.conv, self.bn, self.act)
 
 
 class Up(nn.Module):

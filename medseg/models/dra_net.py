@@ -27,6 +27,7 @@ from medseg.layers import ECA, TripletAttention
 from .blocks import Up, resize
 from .names import renamed
 from .network import Network, Outputs, check_choice, check_count
+from .one_pass import conv_norm
 from .registry import register
 
 # Where the authors' modules are here; their decoder levels count from 6, the deepest.
@@ -223,8 +224,7 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, H, W)."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return conv_norm(conv_norm(x, self.conv1, self.bn1), self.conv2, self.bn2)
 
 
 def _check_options(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .one_pass import PackedConv2d, scaled
+
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DECONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -19,7 +21,8 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
     One run tells which convolution feeds which batch norm: a pair is fused where each is called
     once and nothing but the norm sees what the convolution returns. The outputs are then the same
     up to rounding. Norms that a fused op applies on its way, as split attention's, cost nothing
-    and stay; so do those in front of a convolution, which cannot be moved past its padding.
+    and stay; so do those in front of a convolution, which cannot be moved past its padding. On a
+    CPU the convolutions keep their weights in oneDNN's order too (`PackedConv2d`).
 
     Args:
         model: in eval mode; it is not changed. The copy has other entries in its state dict and
@@ -44,6 +47,9 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
         for name, child in list(parent.named_children()):
             if child in folded:
                 setattr(parent, name, nn.Identity().eval())
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = PackedConv2d
     return model
 
 
@@ -127,17 +133,6 @@ def _can_fold(module: Any) -> bool:
 @torch.no_grad()
 def _fold(conv: Any, norm: Any) -> None:
     """Scales the channels of the convolution and shifts its bias, worked out in float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    mean = norm.running_mean.double()
-    shift = -mean if conv.bias is None else conv.bias.double() - mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    axis = 1 if isinstance(conv, _DECONVS) else 0
-    shape = [-1 if i == axis else 1 for i in range(conv.weight.dim())]
-    dtype = conv.weight.dtype
-    weight = (conv.weight.double() * scale.view(shape)).to(dtype)
+    weight, bias = scaled(conv, norm, torch.float64)
     conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=conv.weight.requires_grad)
+    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)

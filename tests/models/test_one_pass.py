@@ -1,0 +1,228 @@
+"""Convolution, batch norm and ReLU as one pass: the numbers of three modules, where none watches."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import medseg
+from medseg.kernels import use_backend
+from medseg.models import one_pass
+from medseg.models.one_pass import PackedConv2d, conv_norm
+
+pytestmark = pytest.mark.skipif(not one_pass._ONEDNN, reason="this PyTorch has no oneDNN")
+halves = pytest.param(
+    torch.bfloat16,
+    marks=pytest.mark.skipif(not one_pass._HALVES, reason="this CPU has no bfloat16 in oneDNN"),
+)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The convolutions that went the short way."""
+    seen, real = [], one_pass._at_once
+
+    def at_once(x, conv, norm, relu):
+        seen.append(conv)
+        return real(x, conv, norm, relu)
+
+    monkeypatch.setattr(one_pass, "_at_once", at_once)
+    return seen
+
+
+def pair(channels=8, dtype=torch.float32, affine=True, **options):
+    """A convolution and a batch norm in eval mode whose statistics say something."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, channels, **{"kernel_size": 3, "padding": 1, **options})
+    norm = nn.BatchNorm2d(channels, affine=affine)
+    for tensor in norm.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    return conv.to(dtype), norm.to(dtype).eval()
+
+
+def plain(x, conv, norm, relu=True):
+    y = norm(conv(x))
+    return F.relu(y) if relu else y
+
+
+def image(*shape, dtype=torch.float32, layout=torch.channels_last):
+    return torch.randn(shape or (2, 4, 9, 7)).to(dtype).contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, halves])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "bias": False},
+        {"kernel_size": (1, 5), "padding": (0, 4), "dilation": (1, 2)},
+        {"groups": 4, "kernel_size": 7, "padding": 3},
+        {"kernel_size": 1, "padding": 0},
+    ],
+)
+def test_numbers(options, dtype, taken):
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for affine in (True, False):
+        for layout in (torch.channels_last, torch.contiguous_format):
+            conv, norm = pair(affine=affine, dtype=dtype, **options)
+            x = image(dtype=dtype, layout=layout)
+            for relu in (True, False):
+                for last in (norm, nn.Identity()):
+                    with torch.no_grad():
+                        expected = plain(x, conv, last, relu)
+                        out = conv_norm(x, conv, last, relu)
+                    assert out.dtype is dtype and out.stride() == expected.stride()
+                    error = (out.double() - expected.double()).abs().max()
+                    assert error <= tolerance * expected.abs().max()
+    assert len(taken) == 16
+
+
+def ways_to_watch():
+    def hook(*args):
+        return None
+
+    def hooked(conv, norm):
+        conv.register_forward_hook(hook)
+
+    def hooked_before(conv, norm):
+        norm.register_forward_pre_hook(hook)
+
+    def patched(conv, norm):
+        conv.forward = lambda x: F.conv2d(x, conv.weight, conv.bias, padding=1)
+
+    def parametrised(conv, norm):
+        nn.utils.parametrizations.weight_norm(conv)
+
+    def training(conv, norm):
+        norm.train()
+
+    def without_statistics(conv, norm):
+        norm.running_mean = norm.running_var = None
+
+    def reflecting(conv, norm):
+        conv.padding_mode = "reflect"
+
+    def named_padding(conv, norm):
+        conv.padding = "same"
+
+    return [
+        hooked,
+        hooked_before,
+        patched,
+        parametrised,
+        training,
+        without_statistics,
+        reflecting,
+        named_padding,
+    ]
+
+
+@pytest.mark.parametrize("change", ways_to_watch(), ids=lambda change: change.__name__)
+def test_modules_run_one_by_one(change, taken):
+    conv, norm = pair()
+    change(conv, norm)
+    x = image()
+    with torch.no_grad():
+        torch.testing.assert_close(conv_norm(x, conv, norm), plain(x, conv, norm), rtol=0, atol=0)
+    assert not taken
+
+
+def test_others_run_one_by_one(taken):
+    conv, norm = pair()
+    x = image()
+    assert conv_norm(x, conv, norm).requires_grad
+    with torch.no_grad():
+        with use_backend("reference"):
+            conv_norm(x, conv, norm)
+        with torch.autocast("cpu", torch.bfloat16):
+            conv_norm(x, conv, norm)
+        with torch.backends.mkldnn.flags(enabled=False):
+            conv_norm(x, conv, norm)
+        assert conv_norm(x[:0], conv, norm).shape == (0, 8, 9, 7)
+        assert conv_norm(x[0], conv, nn.Identity()).shape == (8, 9, 7)
+        conv_norm(x.double(), *pair(dtype=torch.float64))
+        conv_norm(x.to("meta"), conv.to("meta"), norm.to("meta"))
+        with pytest.raises(RuntimeError, match="expected input"):
+            conv_norm(image(1, 3, 4, 4), *pair())
+        with FlopCounterMode(display=False) as counter:
+            conv_norm(x, *pair())
+    assert counter.get_total_flops() == 2 * 2 * 8 * 4 * 9 * 63
+    assert not taken
+
+
+@pytest.mark.parametrize("name", medseg.list_models("*_s"))
+def test_networks_take_it(name, taken):
+    """In inference, most of their convolutions; not in training."""
+    model = medseg.create_model(name)
+    x = torch.rand(2, 3, 64, 64)
+    model.train()(x)
+    assert not taken
+    with torch.no_grad(), use_backend("reference"):
+        expected = model.eval()(x)
+        assert not taken
+    with torch.no_grad():
+        out = model(x)
+    assert len(taken) > 10
+    assert float((out - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+def packed():
+    conv, _ = pair()
+    conv.__class__ = PackedConv2d
+    return conv
+
+
+def test_packed_weights_follow(taken):
+    """What was packed is used again, and packed anew when weights, their dtype or sizes change."""
+    conv, x = packed(), image()
+    with torch.no_grad():
+        for change in (
+            lambda: None,
+            lambda: conv.weight.mul_(2),
+            lambda: setattr(conv, "weight", nn.Parameter(conv.weight + 1)),
+            lambda: conv.load_state_dict({"weight": conv.weight * 3, "bias": conv.bias}),
+            lambda: conv.to(memory_format=torch.channels_last),
+        ):
+            change()
+            expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
+            torch.testing.assert_close(conv(x), expected)
+            kept = conv._packed
+            torch.testing.assert_close(conv(x), expected)
+            assert conv._packed is kept
+        other = image(3, 4, 16, 5)
+        torch.testing.assert_close(conv(other), F.conv2d(other, conv.weight, conv.bias, padding=1))
+    assert len(taken) == 11
+    x.requires_grad_()
+    conv(x).sum().backward()
+    assert x.grad is not None and len(taken) == 11
+
+
+def test_packed_weights_stay_here():
+    """Not in the state dict, a copy, a file; hooks of the convolution run once."""
+    conv, x, calls = packed(), image(), []
+    with torch.no_grad():
+        conv.register_forward_hook(lambda *args: calls.append(1))
+        out = conv(x)
+        assert conv._packed is not None and calls == [1]
+        assert list(conv.state_dict()) == ["weight", "bias"]
+        unhooked = packed()
+        unhooked(x)
+        for other in (copy.deepcopy(conv), pickle.loads(pickle.dumps(unhooked))):
+            assert other._packed is None
+            torch.testing.assert_close(other(x), out)
+
+
+def test_weights_made_in_inference_mode():
+    """They do not tell when they change: nothing of them is kept."""
+    with torch.inference_mode():
+        conv, x = packed(), image()
+        conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)
+        first = conv(x)
+        conv.weight.zero_()
+        conv.bias.zero_()
+        assert first.abs().max() > 0 and not conv(x).any()
