@@ -22,7 +22,7 @@ from medseg.models import Outputs
 
 SHAPE = (2, 3, 256, 256)
 PATIENCE = 10.0  # seconds a step of plain PyTorch may take; of a slower one nothing is measured
-BUDGET, ROUNDS, BLOCKS = 8.0, (3, 20), 3
+BUDGET, ROUNDS, BLOCKS = 8.0, (5, 20), 3
 FORMS = {"inference": ("", "_cl", "_bf16"), "training": ("", "_bf16")}
 GOALS = {  # times faster than plain float32 in NCHW, by network, step and contender
     ("dra_net", "inference"): {"fused": 1.12, "fused_cl": 1.6, "fused_bf16": 3.0},
