@@ -1,7 +1,6 @@
 """The addresses of a server and what they answer."""
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -46,18 +45,12 @@ def make_app(
 
     Args:
         config: its settings.
-        network: does the work; it is closed with the server.
+        network: does the work.
         home: a folder for what comes and goes.
         hosts: names by which it may be called; None for any.
     """
-
-    @contextlib.asynccontextmanager
-    async def closing(_: FastAPI) -> AsyncIterator[None]:
-        with contextlib.closing(network):
-            yield
-
     measures = Measures((*_PAGES, _PREDICT), lambda: network.taken)
-    app = FastAPI(title="medseg", openapi_url=None, lifespan=closing)
+    app = FastAPI(title="medseg", openapi_url=None)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     _add_pages(app, network.predictor.trained, config, measures)
@@ -78,7 +71,7 @@ def _add_pages(app: FastAPI, trained: Trained, config: ServeConfig, measures: Me
         lambda: Response(measures.text(), media_type=CONTENT_TYPE),
     )
     for path, answer in zip(_PAGES, answers, strict=True):
-        app.add_api_route(path, answer, methods=["GET"], response_model=None)
+        app.add_api_route(path, answer, methods=["GET", "HEAD"], response_model=None)
 
 
 class _Predict:

@@ -1,5 +1,6 @@
 """What `medseg serve` does: opens a network and a port, and answers until it is stopped."""
 
+import contextlib
 import errno
 import ipaddress
 import json
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..inference import Predictor, load_trained
+from ..inference import Predictor, Trained, load_trained
 from .config import ServeConfig
 
 if TYPE_CHECKING:
@@ -42,15 +43,7 @@ def serve(config: ServeConfig, journal: "Journal") -> None:
     from .network import Network
 
     with _listen(config) as listening, tempfile.TemporaryDirectory(prefix="medseg-") as home:
-        trained = load_trained(str(config.weights), config.device)
-        predictor = Predictor(
-            trained,
-            flips=config.flips,
-            overlap=config.overlap,
-            precision=config.precision,
-            window=config.window,
-        )
-        predictor.labels(np.zeros((8, 8), np.uint8))  # what fails, fails here; the first is slow
+        predictor = _open(config)
         network = Network(predictor, config.queue)
         app = make_app(config, network, Path(home), _hosts(config, listening))
         settings = uvicorn.Config(
@@ -60,13 +53,26 @@ def serve(config: ServeConfig, journal: "Journal") -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            lifespan="on",
+            lifespan="off",
             limit_concurrency=2 * config.queue + 64,
             timeout_keep_alive=_IDLE,
             timeout_graceful_shutdown=_GRACE,
         )
-        _announce(config, listening, predictor, journal)
-        uvicorn.Server(settings).run(sockets=[listening])
+        _announce(config, listening, predictor.trained, journal)
+        with contextlib.closing(network):
+            uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _open(config: ServeConfig) -> Predictor:
+    predictor = Predictor(
+        load_trained(str(config.weights), config.device),
+        flips=config.flips,
+        overlap=config.overlap,
+        precision=config.precision,
+        window=config.window,
+    )
+    predictor.labels(np.zeros((8, 8), np.uint8))  # what fails, fails here; the first is slow
+    return predictor
 
 
 def _refuse_missing_packages() -> None:
@@ -111,7 +117,7 @@ def _hosts(config: ServeConfig, listening: socket.socket) -> Collection[str] | N
 
 
 def _announce(
-    config: ServeConfig, listening: socket.socket, predictor: Predictor, journal: "Journal"
+    config: ServeConfig, listening: socket.socket, trained: Trained, journal: "Journal"
 ) -> None:
     host, port = listening.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
@@ -123,7 +129,6 @@ def _announce(
             "is no password; put a reverse proxy in front that asks for one.",
             file=sys.stderr,
         )
-    trained = predictor.trained
     if config.json:
         classes = dict(zip(trained.names, trained.values, strict=True))
         words = {"url": url, "model": trained.model, "classes": classes}

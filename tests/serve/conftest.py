@@ -75,7 +75,8 @@ def network(run):
     from medseg.inference import Predictor, load_trained
     from medseg.serve.network import Network
 
-    return Network(Predictor(load_trained(run)), 4)
+    with contextlib.closing(Network(Predictor(load_trained(run)), 4)) as network:
+        yield network
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def test_every_answer_has_the_headers_of_security(client, path):
     if path in PAGES:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(PAGES[path])
+        assert client.head(path).status_code == 200
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
