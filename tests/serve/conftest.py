@@ -54,7 +54,7 @@ def started(run, *flags) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def server(run):
     """url, pid and a way to the peak of its memory, in MB."""
-    with started(run, "--json", "--max_mb", "8", "--max_megapixels", "4", "--timeout", "2") as it:
+    with started(run, "--json", "--max_mb", "8", "--max_megapixels", "4") as it:
         said = json.loads(it.stdout.readline())
 
         def peak():
@@ -87,7 +87,7 @@ def client(run, network, home):
     from medseg.serve.app import make_app
     from medseg.serve.config import ServeConfig
 
-    config = ServeConfig(str(run), max_mb=2, max_megapixels=1, queue=4, timeout=1)
+    config = ServeConfig(str(run), max_mb=2, max_megapixels=1, queue=4)
     app = make_app(config, network, home, {"127.0.0.1"})
     with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         yield client

@@ -164,3 +164,22 @@ def test_places_come_back(network):
             assert network.taken == 1
             raise error
     assert network.taken == 0
+
+
+def test_an_upload_that_stops_is_told_so(tmp_path):
+    from fastapi import HTTPException, Request
+
+    from medseg.serve.uploads import receive
+
+    parts = iter([{"type": "http.request", "body": b"\x89PNG", "more_body": True}])
+
+    async def stops():
+        for part in parts:
+            return part
+        await asyncio.sleep(100)
+        return {}
+
+    request = Request({"type": "http", "headers": []}, stops)
+    with pytest.raises(HTTPException, match=r"was not in after 0\.05 seconds") as caught:
+        asyncio.run(receive(request, tmp_path, 0.05, 1e6))
+    assert caught.value.status_code == 408
