@@ -34,7 +34,7 @@ def talk(url, head, parts=()):
 def test_fifty_at_once_all_get_their_mask_in_bounded_memory(server):
     import httpx
 
-    images = [picture(1000, 1500, seed) for seed in range(5)]  # each takes 40 MB and more
+    images = [picture(800, 1000, seed) for seed in range(5)]  # each takes 20 MB and more
     ask = httpx.Client(base_url=server.url, timeout=100)
     with ask, ThreadPoolExecutor(50) as pool:
         alone = [ask.post("/predict", content=image) for image in images]
@@ -130,7 +130,7 @@ def test_the_terminal_and_the_end(run):
         url = f"http://127.0.0.1:{port}"
         assert httpx.get(f"{url}/health", headers={"host": "any.example"}).status_code == 200
         with ThreadPoolExecutor(4) as pool:
-            image = picture(2000, 2000)
+            image = picture(1200, 1200)
             asked = [pool.submit(httpx.post, f"{url}/predict", content=image) for _ in range(4)]
             while "medseg_queued 0.0" in httpx.get(f"{url}/metrics").text:
                 time.sleep(0.01)
