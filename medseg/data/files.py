@@ -27,15 +27,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_image(path: Path, channels: int | None = None) -> np.ndarray:
+def read_image(path: Path, channels: int | None = None, upright: bool = False) -> np.ndarray:
     """Reads an image as (H, W, C), C = 1 or 3 (RGB), uint8 or uint16 as it is in the file.
 
-    Transparency is dropped; gray becomes RGB and back where ``channels`` asks for it.
+    Transparency is dropped; gray becomes RGB and back where ``channels`` asks for it. ``upright``
+    refuses an image that viewers turn or mirror by its EXIF entry: its mask could be either way.
 
     Raises:
         UserError: the file cannot be read, or its pixels are neither 8 nor 16 bit.
     """
-    pixels, _ = _decode(path)
+    pixels, header = _decode(path)
+    if upright and header.turned:
+        raise UserError(
+            f"{path} is turned or mirrored by its EXIF entry, so that its mask could be meant for "
+            "either view: save the image upright, without the entry.",
+            code=3,
+        )
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(
             f"{path} has {pixels.dtype} pixels: save it with 8 or 16 bits a channel.", code=3
@@ -59,21 +66,6 @@ def match_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
     if channels == 3:
         return np.repeat(pixels, 3, axis=2)
     return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None]
-
-
-def refuse_turned(path: Path) -> None:
-    """Refuses an image that viewers turn or mirror by its EXIF entry: its mask could be either way.
-
-    Raises:
-        UserError: the entry is there and says so.
-    """
-    header = read_header(path)
-    if header is not None and header.turned:
-        raise UserError(
-            f"{path} is turned or mirrored by its EXIF entry, so that its mask could be meant for "
-            "either view: save the image upright, without the entry.",
-            code=3,
-        )
 
 
 def read_mask_values(path: Path) -> np.ndarray:

@@ -107,7 +107,7 @@ def refuse_too_large(path: Path, header: Header) -> None:
         UserError: it would not.
     """
     needed = max(header.height * header.width * _PIXEL_BYTES, os.path.getsize(path))
-    if needed > max(_SMALL, free_memory() // 2):
+    if needed > _SMALL and needed > free_memory() // 2:
         raise UserError(
             f"{path} has {header.width}x{header.height} pixels, too many for the memory that is "
             "free: cut it into smaller images, or replace it if it is damaged.",

@@ -17,7 +17,6 @@ from .files import (
     quote,
     read_image,
     read_mask_values,
-    refuse_turned,
 )
 from .rows import find_csv, pair_by_stem, read_rows, refuse_empty_part
 from .splits import draw_folds, draw_split, refuse_divided
@@ -113,8 +112,7 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: one cannot be used, or they differ in size.
     """
-    refuse_turned(sample.image)
-    image, mask = read_image(sample.image), read_mask_values(sample.mask)
+    image, mask = read_image(sample.image, upright=True), read_mask_values(sample.mask)
     if image.shape[:2] != mask.shape:
         raise UserError(
             f"{sample.image} is {image.shape[1]}x{image.shape[0]} pixels, but its mask "

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..data import PatchSet, SegmentationSet, read_mask, to_original
+from ..data import PatchSet, SegmentationSet, read_mask, to_labels, to_original
 from ..data.normalize import normalize
 from ..losses import Loss
 from ..metrics import image_scores
@@ -97,4 +97,4 @@ class Scorer:
 
 def labels_at(logits: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the class of every pixel, (H, W) uint8, at the size of the file."""
-    return to_original(logits, *shape).argmax(0).to(torch.uint8).cpu().numpy()
+    return to_labels(to_original(logits, *shape))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TypeVar
 
 import numpy as np
@@ -137,8 +138,7 @@ class Predictor:
                     continue
                 self._read_ahead(source, waiting, pool)
                 logits = self.forward(torch.stack([square for _, square in group]))
-                for (image, _), one in zip(group, logits, strict=True):
-                    yield image, self._back(image, one)
+                yield from self._back([image for image, _ in group], logits)
 
     def _read_ahead(
         self,
@@ -173,8 +173,14 @@ class Predictor:
             waiting.popleft()
         return group
 
-    def _back(self, image: Rows, logits: Tensor) -> Iterator[Slab]:
-        yield Slab(0, self.view.back(logits, image.height, image.width).cpu())
+    def _back(self, images: list[Image], logits: Tensor) -> Iterator[tuple[Image, Iterator[Slab]]]:
+        """The images with their slabs; those of one size that lie together are taken at once."""
+        sizes = [(image.height, image.width) for image in images]
+        for size, run in groupby(range(len(images)), sizes.__getitem__):
+            places = list(run)
+            found = self.view.slabs(logits[places[0] : places[-1] + 1], *size)
+            for place, slab in zip(places, found, strict=True):
+                yield images[place], iter((slab,))
 
 
 def _failed(future: Future[Tensor | None]) -> Iterator[Slab] | None:

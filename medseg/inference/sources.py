@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data import match_channels, read_image
-from ..data.files import EXTENSIONS, refuse_turned
+from ..data.files import EXTENSIONS
 from ..data.header import read_header
 from ..errors import UserError
 
@@ -56,8 +56,7 @@ class FileImage:
 
     @cached_property
     def _pixels(self) -> np.ndarray:
-        refuse_turned(self.path)
-        return read_image(self.path, self.channels)
+        return read_image(self.path, self.channels, upright=True)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop - 1, (n, width, C)."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import fit_image, pad_image, to_original, to_planes
+from ..data import fit_image, pad_image, to_labels, to_original, to_planes
 
 _SIGMA = 0.125  # of the window
 _ROWS = 256  # of a slab at most
@@ -49,12 +49,7 @@ class Slab(NamedTuple):
 
     top: int
     probabilities: Tensor  # (K, n, width) float32 on the CPU, summing to one over K
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The class of every pixel, (n, width) uint8."""
-        # what argmax(0) gives, in a sixth of its time
-        return self.probabilities.max(0).indices.to(torch.uint8).numpy()
+    labels: np.ndarray  # (n, width) uint8, the class of every pixel
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,18 @@ class View:
         return to_planes(fit_image(pixels, self.size))
 
     def back(self, logits: Tensor, height: int, width: int) -> Tensor:
-        """Logits (K, size, size) of such a square -> probabilities (K, height, width)."""
+        """Logits (N, K, size, size) of N such squares -> probabilities (N, K, height, width)."""
         if not self.patches:
             return to_original(logits, height, width)
         top, left = (self.size - height) // 2, (self.size - width) // 2
-        cut = logits[:, top : top + height, left : left + width]
-        return torch.softmax(cut.float(), 0)
+        cut = logits[..., top : top + height, left : left + width]
+        return torch.softmax(cut.float(), 1)
+
+    def slabs(self, logits: Tensor, height: int, width: int) -> Iterator[Slab]:
+        """Such squares -> what was seen of each image, all at once."""
+        found = self.back(logits, height, width)
+        for probabilities, labels in zip(found.cpu(), to_labels(found), strict=True):
+            yield Slab(0, probabilities, labels)
 
 
 def slabs(
@@ -105,8 +106,8 @@ def slabs(
     """
     height, width = image.height, image.width
     if view.window is None or view.holds(height, width):
-        logits = forward(view.square(image.rows(0, height))[None])[0]
-        yield Slab(0, view.back(logits, height, width).cpu())
+        logits = forward(view.square(image.rows(0, height))[None])
+        yield from view.slabs(logits, height, width)
         return
     tops, lefts = (starts(side, view.window, overlap) for side in (height, width))
     high, wide = min(height, view.window), min(width, view.window)
@@ -122,7 +123,8 @@ def slabs(
         for start in range(0, step, _ROWS):
             part = sums[:, start : min(start + _ROWS, step)]
             norm = down[top + start : top + start + part.shape[1], None] * across
-            yield Slab(top + start, part.div_(torch.from_numpy(norm)))
+            part.div_(torch.from_numpy(norm))
+            yield Slab(top + start, part, to_labels(part))
         if below < height:
             band = np.concatenate((band[step:], image.rows(top + high, below + high)))
 
@@ -150,8 +152,8 @@ def _row_of_windows(
     for start in range(0, len(lefts), batch):
         places = lefts[start : start + batch]
         squares = torch.stack([view.square(band[:, left : left + wide]) for left in places])
-        for left, logits in zip(places, forward(squares), strict=True):
-            found = view.back(logits, len(band), wide).cpu()
+        for left, found in zip(places, view.back(forward(squares), len(band), wide), strict=True):
+            found = found.cpu()
             if sums is None:
                 sums = torch.zeros(len(found), *band.shape[:2])
             sums[:, :, left : left + wide].addcmul_(found, bell)

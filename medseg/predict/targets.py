@@ -27,6 +27,7 @@ class Targets:
     ) -> None:
         self.out, self.kinds, self.overwrite = out, tuple(kinds), overwrite
         self._taken: dict[str, Path] = {}
+        self._made = False
         self._inputs = {os.path.realpath(path) for path in inputs}
         self._homes = {os.path.dirname(path) for path in self._inputs}
         self._refuse_same_names(inputs)
@@ -53,14 +54,18 @@ class Targets:
                 code=3,
             )
         self._refuse_present(name)
-        for kind in self.kinds:
+        self._make_folders()
+        return self._files(name)
+
+    def _make_folders(self) -> None:
+        for kind in () if self._made else self.kinds:
             self._check_folder(kind)
             try:
                 (self.out / kind).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 words = f"--out {self.out}: cannot be written to ({error.strerror})."
                 raise UserError(words) from None
-        return self._files(name)
+        self._made = True
 
     def _files(self, name: str) -> dict[str, Path]:
         return {kind: self.out / kind / f"{name}{KINDS[kind][1]}" for kind in self.kinds}

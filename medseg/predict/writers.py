@@ -5,9 +5,11 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -59,7 +61,7 @@ class MaskWriter:
 
     def add(self, part: Part) -> None:
         """Adds the next rows."""
-        self._png.add(self._values[part.labels])
+        self._png.add(self._values.take(part.labels))
 
     def finish(self) -> None:
         """Writes what is left."""
@@ -72,16 +74,18 @@ class OverlayWriter:
     shows: ClassVar[bool] = True
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
-        self._colours = _colours(len(trained.values))
+        self._mixed = _mixed(len(trained.values))
         self._png = PngWriter(file, height, width, 3)
 
     def add(self, part: Part) -> None:
         """Adds the next rows."""
         assert part.shown is not None
-        shown = part.shown.copy()
-        found = part.labels > 0
-        mixed = (1 - _OPACITY) * shown[found] + _OPACITY * self._colours[part.labels[found]]
-        shown[found] = mixed.round()
+        image = np.ascontiguousarray(part.shown)
+        shown = image.copy()
+        for label, table in enumerate(self._mixed[1:], 1):
+            found = part.labels == label
+            if found.any():
+                cv2.copyTo(cv2.LUT(image, table), found.view(np.uint8), shown)
         self._png.add(shown)
 
     def finish(self) -> None:
@@ -260,6 +264,14 @@ def _colours(classes: int) -> np.ndarray:
     bright = [list(bytes.fromhex(text[1:])) for text in BRIGHT]
     found = [bright[k % len(bright)] for k in range(classes - 1)]
     return np.array([[0, 0, 0], *found], np.uint8)
+
+
+@cache
+def _mixed(classes: int) -> np.ndarray:
+    """(classes, 1, 256, 3) uint8: each value of a pixel under the colour of each class."""
+    values = np.arange(256)[:, None]
+    found = (1 - _OPACITY) * values + _OPACITY * _colours(classes)[:, None, None]
+    return found.round().astype(np.uint8)
 
 
 def _keyhole(polygon: Polygon) -> np.ndarray:

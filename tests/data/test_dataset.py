@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from medseg.data import IGNORE, SegmentationSet, load_table, read_image, to_original
+from medseg.data import IGNORE, SegmentationSet, load_table, read_image, to_labels, to_original
 from medseg.data.geometry import fit_image, fit_mask, letterbox
 from medseg.errors import UserError
 
@@ -152,7 +152,22 @@ def test_to_original_gives_probabilities():
     assert back.shape == (3, 20, 50) and back.dtype == torch.float32
     torch.testing.assert_close(back.sum(0), torch.ones(20, 50))
     with pytest.raises(ValueError, match=r"logits must be \(K, size, size\)"):
-        to_original(torch.zeros(1, 3, 32, 32), 20, 50)
+        to_original(torch.zeros(3, 32, 31), 20, 50)
+
+
+def test_several_images_go_back_as_one_does():
+    logits = torch.randn(5, 4, 32, 32)
+    back = to_original(logits, 20, 50)
+    for one, found, labels in zip(logits, back, to_labels(back), strict=True):
+        assert torch.equal(to_original(one, 20, 50), found)
+        assert np.array_equal(found.argmax(0), labels) and labels.dtype == np.uint8
+
+
+def test_of_equal_classes_the_first_is_taken():
+    even = torch.full((3, 2, 2), 1 / 3)
+    even[1, 0, 0] = even[2, 0, 0] = 0.5
+    assert to_labels(even).tolist() == [[1, 0], [0, 0]]
+    assert (to_labels(torch.full((3, 2, 2), torch.nan)) == 0).all()
 
 
 def test_real_images_and_masks_fit(real_table):
