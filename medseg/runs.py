@@ -33,16 +33,19 @@ def atomic(path: Path) -> Iterator[Path]:
         UserError: the disk is full or read-only.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    there = False
     try:
         yield beside
         os.replace(beside, path)
+        there = True
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
             f"{path} cannot be written ({reason}): make room there or take another --out.", 3
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        if not there:
+            beside.unlink(missing_ok=True)
 
 
 class RunFolder:

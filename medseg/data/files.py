@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +18,11 @@ import numpy as np
 
 from ..errors import UserError
 from ..losses import IGNORE
-from .header import Header, open_picture, read_header, refuse_too_large
+from .header import Header, header_of, open_picture, read_header, refuse_too_large
 from .table import Table
 
 _STRANGE = IGNORE - 1  # of a mask value that belongs to no class
+_SMALL = 1 << 24  # bytes of a file that is read whole before anything is known of it
 _LARGE = threading.Lock()  # large images are decoded one by one, each if it fits beside the others
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -140,13 +143,17 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
 def _decode(path: Path) -> tuple[np.ndarray, Header]:
     """The pixels as OpenCV gives them, (H, W) or (H, W, C), BGR; and what the file says of them."""
     _prepare_opencv()
-    header = read_header(path)
+    data = _small_file(path)
+    header = read_header(path) if data is None else header_of(io.BytesIO(data))
     pixels = None
     if header is not None:
         with _LARGE if header.large else contextlib.nullcontext():
             refuse_too_large(path, header)
             with contextlib.suppress(OSError, cv2.error):
-                pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+                read = (
+                    np.fromfile(path, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+                )
+                pixels = cv2.imdecode(read, cv2.IMREAD_UNCHANGED)
     if header is None or pixels is None:
         raise UserError(
             f"{path} cannot be read as an image (missing, empty or damaged): "
@@ -154,6 +161,16 @@ def _decode(path: Path) -> tuple[np.ndarray, Header]:
             code=3,
         )
     return pixels, header
+
+
+def _small_file(path: Path) -> bytes | None:
+    """All of a small file in one read, so that readers seldom wait for the interpreter's lock."""
+    with contextlib.suppress(OSError):
+        facts = os.stat(path)
+        if stat.S_ISREG(facts.st_mode) and facts.st_size <= _SMALL:
+            with open(path, "rb", buffering=0) as file:
+                return file.readall()
+    return None
 
 
 @functools.cache

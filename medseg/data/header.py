@@ -50,13 +50,22 @@ def read_header(path: Path) -> Header | None:
         if not path.is_file():  # a pipe would be waited for
             return None
         with path.open("rb") as file:
-            start = file.read(16)
-            if _reader(start) is None:
-                return None
-            try:
-                return _header(path)
-            except Exception:  # Pillow knows fewer kinds of TIFF, and trips over bad files
-                return Header(*_tiff_sides(file, start), False, False)
+            return header_of(file)
+    except OSError:
+        return None
+
+
+def header_of(file: BinaryIO) -> Header | None:
+    """As `read_header`, of a file that is open at its start, or of bytes in memory."""
+    try:
+        start = file.read(16)
+        file.seek(0)
+        if (reader := _reader(start)) is None:
+            return None
+        try:
+            return _header(reader, file)
+        except Exception:  # Pillow knows fewer kinds of TIFF, and trips over bad files
+            return Header(*_tiff_sides(file, start), False, False)
     except (OSError, ValueError):
         return None
 
@@ -76,8 +85,9 @@ def _silence_pillow() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _header(path: Path) -> Header:
-    with open_picture(path) as picture:
+def _header(reader: type[ImageFile.ImageFile], file: BinaryIO) -> Header:
+    _silence_pillow()
+    with reader(file) as picture:
         # a PNG would be decoded for its EXIF, and no viewer turns one
         exif = {} if picture.format == "PNG" else picture.getexif()
         turned = exif.get(_ORIENTATION, 1) not in (0, 1)

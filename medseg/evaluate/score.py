@@ -1,13 +1,14 @@
 """Images predicted and measured."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 
 from ..data import Sample, read_mask
 from ..errors import UserError
 from ..evaluation import ImageScore, StyledScores, measure
-from ..inference import FileImage, Predictor
+from ..inference import FileImage, Predictor, Slab
 from .samples import Chosen
 
 
@@ -48,12 +49,16 @@ def score_images(
 
 
 def _predicted(predictor: Predictor, chosen: Chosen) -> Iterator[tuple[Sample, np.ndarray]]:
-    """The samples with their labels (H, W), read ahead and shown to the network in batches."""
+    """The samples with their labels (H, W)."""
     samples = chosen.table.samples
     images = (FileImage(sample.image, chosen.table.channels) for sample in samples)
-    for sample, (_, slabs) in zip(samples, predictor.stream(images), strict=True):
-        parts = [slab.labels for slab in slabs]
-        yield sample, parts[0] if len(parts) == 1 else np.concatenate(parts)
+    with closing(predictor.stream(images, _labels)) as found:
+        for sample, (_, labels) in zip(samples, found, strict=True):
+            yield sample, labels.result()
+
+
+def _labels(image: FileImage, slabs: Iterator[Slab]) -> np.ndarray:
+    return np.concatenate([slab.labels for slab in slabs])
 
 
 def _home(sample: Sample, chosen: Chosen):

@@ -1,5 +1,8 @@
 """A network called on squares."""
 
+import threading
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +32,8 @@ class Forward:
         self.normalize = normalize
         self.device = next(network.parameters()).device
         self.dtype = PRECISIONS[precision]
+        # several threads have the memory of one pass on a GPU, which does one at a time anyway
+        self._turn = threading.Lock() if self.device.type == "cuda" else nullcontext()
         self.flips: tuple[tuple[int, ...], ...] = ((), (3,), (2,), (2, 3)) if flips else ((),)
 
     @torch.inference_mode()
@@ -37,6 +42,10 @@ class Forward:
 
         With flips they are log probabilities, whose softmax is the average.
         """
+        with self._turn:
+            return self._logits(squares)
+
+    def _logits(self, squares: Tensor) -> Tensor:
         squares = normalize(squares.to(self.device, non_blocking=True), self.normalize)
         found = []
         for dims in self.flips:

@@ -1,12 +1,9 @@
 """A trained network shown one image after the other, small ones in batches."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +11,9 @@ from torch import Tensor
 
 from ..data import match_channels
 from .forward import Forward
+from .lanes import Image, Result, Work, in_lanes
 from .load import Trained
 from .tiles import Rows, Slab, View, slabs
-
-_READERS = 4
-_AHEAD = 1 << 25  # pixels that are read while the network works
-
-Image = TypeVar("Image", bound=Rows)
 
 
 @dataclass
@@ -113,83 +106,21 @@ class Predictor:
         """One image from top to bottom; it has the network's number of channels."""
         return slabs(image, self.forward, self.view, self.overlap, self.batch)
 
-    def stream(self, images: Iterable[Image]) -> Iterator[tuple[Image, Iterator[Slab]]]:
-        """Predicts many images in their order; the next ones are read meanwhile.
+    def stream(
+        self, images: Iterable[Image], work: Work[Image, Result]
+    ) -> Generator[tuple[Image, Future[Result]]]:
+        """Predicts many images and does something with each; several at once.
 
-        Those that the network sees whole share forward passes, whatever their sizes.
+        Those that the network sees whole share forward passes, whatever their sizes. Large images
+        are taken one by one.
 
         Args:
             images: with the network's number of channels.
+            work: is given an image and its slabs, in any thread; on a CPU it may use no more than
+                its share of the cores.
 
         Returns:
-            Each image with its slabs, to be taken before the next one is asked for. What an image
-            raises when it is read comes with its first slab.
+            The images in their order, each with what ``work`` returns or raises, or what the image
+            raises when it is read. Close it where it is not used up.
         """
-        with ThreadPoolExecutor(_READERS) as pool:
-            source = iter(images)
-            waiting: deque[tuple[Image, Future[Tensor | None]]] = deque()
-            self._read_ahead(source, waiting, pool)
-            while waiting:
-                group = self._next_batch(waiting)
-                if not group:
-                    image, future = waiting.popleft()
-                    yield image, _failed(future) or self.slabs(image)
-                    self._read_ahead(source, waiting, pool)
-                    continue
-                self._read_ahead(source, waiting, pool)
-                logits = self.forward(torch.stack([square for _, square in group]))
-                yield from self._back([image for image, _ in group], logits)
-
-    def _read_ahead(
-        self,
-        source: Iterator[Image],
-        waiting: deque[tuple[Image, Future[Tensor | None]]],
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        pixels = sum(image.height * image.width for image, _ in waiting)
-        while pixels < _AHEAD and len(waiting) < 3 * self.batch:
-            image = next(source, None)
-            if image is None:
-                return
-            pixels += image.height * image.width
-            waiting.append((image, pool.submit(self._square, image)))
-
-    def _square(self, image: Rows) -> Tensor | None:
-        """The square of an image that is seen whole."""
-        if not self.view.holds(image.height, image.width):
-            return None
-        return self.view.square(image.rows(0, image.height))
-
-    def _next_batch(
-        self, waiting: deque[tuple[Image, Future[Tensor | None]]]
-    ) -> list[tuple[Image, Tensor]]:
-        """Takes the squares in front, up to an image that has none."""
-        group: list[tuple[Image, Tensor]] = []
-        while waiting and len(group) < self.batch:
-            image, future = waiting[0]
-            if future.exception() is not None or (square := future.result()) is None:
-                break
-            group.append((image, square))
-            waiting.popleft()
-        return group
-
-    def _back(self, images: list[Image], logits: Tensor) -> Iterator[tuple[Image, Iterator[Slab]]]:
-        """The images with their slabs; those of one size that lie together are taken at once."""
-        sizes = [(image.height, image.width) for image in images]
-        for size, run in groupby(range(len(images)), sizes.__getitem__):
-            places = list(run)
-            found = self.view.slabs(logits[places[0] : places[-1] + 1], *size)
-            for place, slab in zip(places, found, strict=True):
-                yield images[place], iter((slab,))
-
-
-def _failed(future: Future[Tensor | None]) -> Iterator[Slab] | None:
-    error = future.exception()
-    if error is None:
-        return None
-
-    def fail() -> Iterator[Slab]:
-        raise error
-        yield
-
-    return fail()
+        return in_lanes(self, images, work)

@@ -2,9 +2,8 @@
 
 import json
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -30,8 +29,7 @@ from .writers import KINDS, check_kinds
 if TYPE_CHECKING:
     from ..console import Journal
 
-_SMALL = 1 << 22  # pixels, up to which an image is written beside the next ones' prediction
-_WRITERS = 4
+_WORTH_A_LINE = 1 << 24  # pixels of an image that takes seconds
 
 
 @dataclass
@@ -106,7 +104,7 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
     )
     done = Done()
     start = time.perf_counter()
-    _predict_all(predictor, files, targets, done, journal, config.json)
+    _predict_all(predictor, files, targets, done, journal.log if config.json else journal.say)
     done.seconds = round(time.perf_counter() - start, 3)
     document = {
         "weights": str(trained.path),
@@ -132,41 +130,20 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
 
 
 def _predict_all(
-    predictor: Predictor,
-    files: list[Path],
-    targets: Targets,
-    done: Done,
-    journal: "Journal",
-    silent: bool,
+    predictor: Predictor, files: list[Path], targets: Targets, done: Done, say: Callable[[str], Any]
 ) -> None:
-    """Small images are written by other threads while the network works on the next ones."""
-    waiting: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
-
-    def take(most: int) -> None:
-        while len(waiting) > most:
-            path, future = waiting.popleft()
-            try:
-                done.images.append(future.result())
-            except UserError as error:
-                _leave_out(done, path, error)
+    def write(image: FileImage | RowImage, slabs: Iterator[Slab]) -> dict[str, Any]:
+        if image.height * image.width > _WORTH_A_LINE:
+            say(f"{image.path}: {image.width}x{image.height}")
+        return _write(image, slabs, targets, predictor.trained)
 
     images = _open_all(files, predictor.trained.channels, done)
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        for image, slabs in predictor.stream(images):
-            small = image.height * image.width <= _SMALL
-            job = (image, slabs, targets, predictor.trained)
-            if small:
-                waiting.append((image.path, pool.submit(_write, *job)))
-                take(2 * predictor.batch)
-                continue
-            take(0)
-            if not silent:
-                journal.say(f"{image.path}: {image.width}x{image.height} in windows")
+    with closing(predictor.stream(images, write)) as found:
+        for image, written in found:
             try:
-                done.images.append(_write(*job))
+                done.images.append(written.result())
             except UserError as error:
                 _leave_out(done, image.path, error)
-        take(0)
 
 
 def _open_all(files: list[Path], channels: int, done: Done) -> Iterator[FileImage | RowImage]:

@@ -20,6 +20,7 @@ from ..runs import atomic
 from .png import PngWriter
 from .polygons import Polygon, Tracer
 
+_BUFFER = 1 << 16  # bytes: a small picture is one write
 _OPACITY = 0.4  # of the colours of an overlay
 
 
@@ -239,7 +240,7 @@ def open_writer(
     Raises:
         UserError: it cannot be written, or needs a package that is not installed.
     """
-    with atomic(path) as beside, beside.open("wb") as file:
+    with atomic(path) as beside, beside.open("wb", _BUFFER) as file:
         writer = make(file, height, width, trained)
         yield writer
         writer.finish()

@@ -112,8 +112,8 @@ class _Predict:
         path = upload.path.with_name("result")
         image = FileImage(upload.path, predictor.trained.channels)
         image.rows(0, 1)  # decoded by this thread, whose memory is used again for the next
-        for _, slabs in predictor.stream([image]):  # the way that `medseg predict` takes
-            write_files(image, slabs, {path: _WRITES[write][0]}, predictor.trained)
+        slabs = predictor.slabs(image)  # the way that `medseg predict` takes
+        write_files(image, slabs, {path: _WRITES[write][0]}, predictor.trained)
         return path.open("rb"), path.stat().st_size
 
     def _sentence(self, error: UserError, upload: Upload) -> str:
