@@ -70,8 +70,8 @@ def test_values_above_255_and_large_images_for_the_page(tmp_path):
     predictor = Predictor(load_trained(run))
     image = tmp_path / "wide.png"
     image.write_bytes(picture(31, 2500))
-    for each, slabs in predictor.stream([FileImage(image, 3)]):
-        write_files(each, slabs, {tmp_path / "view": ViewWriter}, predictor.trained)
+    each = FileImage(image, 3)
+    write_files(each, predictor.slabs(each), {tmp_path / "view": ViewWriter}, predictor.trained)
     found = json.loads((tmp_path / "view").read_bytes())
     mask, classes, shown = (
         cv2.imdecode(np.frombuffer(base64.b64decode(found[name]), np.uint8), cv2.IMREAD_UNCHANGED)
