@@ -78,7 +78,8 @@ def test_golden(case, backend, dtype, published):
         outs = probabilities(model, x)
         total = torch.zeros((), dtype=dtype, device=device)
         for i, out in enumerate(outs):
-            close = 1e-10 if exact else 2e-4 if model.training else 1e-4  # norms of few numbers
+            # The published code's own float32 is up to 9.3e-5 off its float64, in one of the maps.
+            close = 1e-10 if exact else max(1e-4, 2 * meta["f32_out_rel"][i])
             assert golden.relative(out, arrays[f"out_{i}"]) <= close
             cotangent = golden.unit(f"cotangent:{i}", tuple(out.shape), meta["cot_salt"])
             total = total + (out * torch.from_numpy(cotangent.astype(np.float32)).to(out)).sum()
