@@ -93,6 +93,7 @@ def contenders(name, step, shape, compiled):
     return found
 
 
+@pytest.mark.timeout(3600)  # compilations take minutes each
 @pytest.mark.parametrize("step", FORMS)
 @pytest.mark.parametrize("name", medseg.list_models())
 def bench_model(name, step, measuring, benchmark, keep_rows):
