@@ -197,6 +197,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def has_open_sizes(x: Tensor) -> bool:
+    """Whether a graph is being made of ``x`` for several of its sizes.
+
+    Then nothing may be asked of the sizes or of strides, which follow from them: the graph would
+    hold for the sizes of the same answer alone. What takes every size costs little more.
+    """
+    return any(isinstance(side, torch.SymInt) for side in x.shape)
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Dense with the channels innermost; a tensor that is dense both ways counts as NCHW."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

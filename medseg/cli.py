@@ -12,6 +12,7 @@ VERBS = {
     "evaluate": "score a trained network on images with masks, or compare two",
     "predict": "write masks, pictures and polygons of images",
     "serve": "open a page in the browser that shows images to a trained network",
+    "export": "write a trained network as ONNX, torch.export or AOTInductor file",
     "doctor": "say what this machine has, what each op takes and why, and what to mend",
     "data": "check a folder of images and masks: `medseg data check DIR`",
     "models": "list the networks with their size, cost and origin",

@@ -36,12 +36,13 @@ FLOORS = (
     ("inference",),
     ("engine",),
     ("prepare",),
-    ("train", "data_check", "doctor", "evaluate", "predict"),
+    ("train", "data_check", "doctor", "evaluate", "export", "predict"),
     ("serve",),
     ("cli",),
     ("__main__",),
 )
-HEAVY = "triton cv2 monai kornia lightning_fabric jinja2 matplotlib jsonargparse rich safetensors"
+HEAVY = """triton cv2 monai kornia lightning_fabric jinja2 matplotlib jsonargparse rich safetensors
+onnx onnxruntime onnxscript"""
 
 
 def modules():

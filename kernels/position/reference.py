@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,5 +26,5 @@ def position_reference(
     scale = 1 / math.sqrt(query.shape[2]) if scale is None else scale
     wide = accumulator(query.dtype)
     with without_autocast(query):
-        weights = (query @ key.mT).to(wide).mul(scale).softmax(2)  # (N, L, M)
-        return F.dropout(weights.to(value.dtype), dropout) @ value
+        weights = torch.bmm(query, key.mT).to(wide).mul(scale).softmax(2)  # (N, L, M)
+        return torch.bmm(F.dropout(weights.to(value.dtype), dropout), value)

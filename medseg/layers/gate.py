@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.kernels import attention_gate
+from medseg.kernels._backend import has_open_sizes
 
 SMALLEST = {"msan1": 12, "msan2": 4, "msan3": 2}  # variant: the least H and W
 
@@ -135,7 +136,8 @@ def _conv(channels: int, size: int) -> nn.Conv2d:
 
 def _pooled_relu(x: Tensor) -> Tensor:
     """maxpool(relu(x)) of window 12, stride 2, exactly: ReLU last, 2 x 2 first, then 6 + 6."""
-    if x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled()):
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    if x.device.type == "cpu" and not differentiated and not has_open_sizes(x):
         return _wide(_six(_six(_halved(x), 2), 3)).relu()
     x = F.max_pool2d(F.max_pool2d(F.max_pool2d(x, 2), (6, 1), 1), (1, 6), 1)
     return _wide(x).relu()

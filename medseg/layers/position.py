@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.kernels import position_attention
+from medseg.kernels._backend import has_open_sizes
 
 VARIANTS = ("hpddrnet", "danet")
 _STD = 0.001  # of HPDDRNet's projections at the start
@@ -70,7 +71,7 @@ class PositionAttention(nn.Module):
             q, k, v = (_tokens(part(x)) for part in (self.q, self.k, self.v))
             out = position_attention(q, k, v, scale=1.0, dropout=dropout, backend=self.backend)
             return self.gamma.to(out.dtype) * _map(out, x) + x
-        tokens = _tokens(self.conv(x)).contiguous()  # once, else each projection copies them
+        tokens = _dense(_tokens(self.conv(x)))  # once, else each projection copies them
         out = position_attention(  # whose inputs need no name here that would keep them
             self.q(tokens), self.k(tokens), self.v(tokens), dropout=dropout, backend=self.backend
         )
@@ -91,9 +92,17 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).mT  # (N, H * W, C)
 
 
+def _dense(tokens: Tensor) -> Tensor:
+    if has_open_sizes(tokens):
+        return tokens.clone(memory_format=torch.contiguous_format)
+    return tokens.contiguous()
+
+
 def _map(tokens: Tensor, x: Tensor) -> Tensor:
     """Tokens (N, H * W, C) as a map in the layout of ``x``."""
     n, _, height, width = x.shape
     out = tokens.mT.reshape(n, tokens.shape[2], height, width)
+    if has_open_sizes(x):
+        return out
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -66,9 +66,6 @@ _ORIGINAL: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 class HPDDRNet(Network):
     """HPDDRNet (hpddrnet; hpddrnet_s is half as wide).
 
-    With height and width left open, export it from an image above 512x512: up to there its deepest
-    pool has one pixel, which the exported graph holds on to.
-
     Args:
         in_channels: channels of the image.
         classes: channels of the logits.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import UserError
+from medseg.kernels._backend import has_open_sizes
 
 
 class Outputs(NamedTuple):
@@ -85,21 +86,23 @@ class Network(nn.Module):
         height, width = x.shape[2:]
         below, right = (self.legal_size(side) - side for side in (height, width))
         crop = _whole
-        if below or right:
+        if has_open_sizes(x) or below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
             crop = partial(_cut, height=height, width=width)
         return self.laid_out(x), crop
 
     def laid_out(self, x: Tensor) -> Tensor:
         """The image in the layout of the maps; what pools or slices a grey one has to ask again."""
-        if x.device.type != "cpu" or not self.channels_last_on_cpu or x.stride(1) == 1:
+        if x.device.type != "cpu" or not self.channels_last_on_cpu or has_open_sizes(x):
+            return x
+        if x.stride(1) == 1:
             return x
         return x.clone(memory_format=torch.channels_last)  # `to` would leave a grey image alone
 
     def legal_size(self, side: int) -> int:
         """The least height or width of the body that an image of that height or width fits in."""
-        side = max(side, self.least_size)
-        return side + -side % self.size_multiple
+        step = self.size_multiple
+        return (torch.sym_max(side, self.least_size) + step - 1) // step * step
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the entries of a file of the original authors the names of this network.

@@ -1,4 +1,7 @@
-"""Every network as a graph: its layout, its export, and what torch.compile makes of it."""
+"""Every network as a graph: its layout, and what torch.compile makes of it.
+
+What `torch.export` makes of it is looked at in tests/export.
+"""
 
 import copy
 import shutil
@@ -12,7 +15,6 @@ from medseg.layers import PositionAttention
 from .test_contract import CLASSES, assert_same, backward, image
 
 SMALL = list_models("*_s")
-LEAST = {"hpddrnet_s": 17}  # up to 512 its deepest pool has one pixel, and graphs fix a 1
 
 
 @pytest.fixture
@@ -40,26 +42,6 @@ def test_maps_are_channels_last_on_a_cpu(name, channels, training):
     model(torch.rand(2, channels, 128, 128))  # maps of one pixel would have no layout
     assert len(seen) > 20
     assert all(each.stride(1) == 1 or min(each.shape) == 1 for each in seen)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_export(name, model):
-    """With the number of images, height and width left open, in steps that need no padding.
-
-    Above the least size: there a map may have one pixel, which PyTorch makes a case of its own.
-    """
-    model.eval()
-    step = 32 * -(-model.size_multiple // 32)
-    least = LEAST.get(name, max(3, model.least_size // step + 1))
-    height, width = (step * torch.export.Dim(side, min=least, max=64) for side in ("h", "w"))
-    dynamic = {"x": {0: torch.export.Dim("n", min=1, max=64), 2: height, 3: width}}
-    low, high = least * step, (least + 1) * step
-    program = torch.export.export(model, (image(model, size=(low, high)),), dynamic_shapes=dynamic)
-    with torch.no_grad():
-        for n, size in ((3, (high, low)), (1, (2 * low, 2 * high))):
-            x = image(model, n=n, size=size)
-            out, expected = program.module()(x), model(x)
-            assert float((out - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
 @pytest.mark.usefixtures("no_small_position")

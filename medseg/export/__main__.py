@@ -1,0 +1,7 @@
+"""`python -m medseg.export`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,104 @@
+"""A file is run and held to the network it was made of, on images of several sizes."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..data.normalize import normalize
+from ..errors import UserError
+from ..inference import Trained
+from .formats import Run
+
+TOLERANCE = 1e-4  # of the largest logit, where that is above 1
+_LARGEST = 1 << 13  # side of an image that is tried
+_SMALL = 64  # the usual sizes are not above twice of it: they are run in seconds
+
+
+def parse_sizes(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Heights and widths of words such as 37x53.
+
+    Raises:
+        UserError: a word is none, or a side is 0 or huge.
+    """
+    found = []
+    for word in words:
+        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", word)
+        if sides is None or not all(1 <= int(side) <= _LARGEST for side in sides.groups()):
+            raise UserError(
+                f"--sizes {word}: must be HEIGHTxWIDTH, such as 37x53, each 1 to {_LARGEST}."
+            )
+        found.append((int(sides[1]), int(sides[2])))
+    return found
+
+
+def sizes_of(trained: Trained, words: Sequence[str]) -> list[tuple[int, int, int]]:
+    """(images, height, width) to try: those of the words, or the usual ones.
+
+    The usual ones are the square that the network was trained on, as far as it is small, an odd
+    size above and an odd one below.
+    """
+    side = min(trained.view.size, 2 * _SMALL)
+    usual = [(side, side), (side + 5, side // 2 + 7), (max(side // 2 - 3, 1), 9)]
+    sizes = parse_sizes(words) or usual
+    return [(1 + number % 3, *size) for number, size in enumerate(sizes)]
+
+
+@torch.inference_mode()
+def check(
+    read: Callable[[], Run], trained: Trained, sizes: Sequence[tuple[int, int, int]]
+) -> list[dict[str, Any]]:
+    """Compares a file with the network, whose fused ops run as everywhere else.
+
+    Args:
+        read: opens the file.
+        trained: the network.
+        sizes: (images, height, width) of random images.
+
+    Returns:
+        For each size the largest difference of two logits, and what was allowed.
+
+    Raises:
+        UserError: a difference is larger, or the file cannot be opened or run.
+    """
+    try:
+        run = read()
+    except Exception as error:
+        raise _refused(f"cannot be opened ({_first_line(error)})") from error
+    return list(_checks(run, trained, sizes))
+
+
+def _checks(
+    run: Run, trained: Trained, sizes: Sequence[tuple[int, int, int]]
+) -> Iterator[dict[str, Any]]:
+    drawn = torch.Generator().manual_seed(0)
+    for images, height, width in sizes:
+        image = torch.rand(images, trained.channels, height, width, generator=drawn)
+        image = image.to(trained.device)
+        wanted = trained.network(normalize(image, trained.normalize)).float()
+        where = f"{images} x {height}x{width}"
+        try:
+            found = run(image)
+        except Exception as error:
+            raise _refused(f"cannot be run on {where} ({_first_line(error)})") from error
+        if found.shape != wanted.shape:
+            raise _refused(f"gives {tuple(found.shape)} for {where}, not {tuple(wanted.shape)}")
+        error = float((found - wanted).abs().max())
+        allowed = TOLERANCE * max(1.0, float(wanted.abs().max()))
+        if not error <= allowed:  # NaN too
+            raise _refused(f"is {error:.1e} off the network on {where}, allowed are {allowed:.1e}")
+        size = {"images": images, "height": height, "width": width}
+        yield {**size, "error": error, "allowed": allowed}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _refused(what: str) -> UserError:
+    return UserError(
+        f"the exported file {what}, so it was not kept: try another --format, and please report it "
+        "with the versions that medseg doctor prints.",
+        code=3,
+    )
