@@ -56,7 +56,9 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
 
     Raises:
         UserError: ``name`` is unknown, or takes no weights.
-        ValueError: ``classes`` is below 2, or for those three below 1.
+        ValueError: ``classes`` is below 2, or for those three below 1. The loss of one class
+            raises it for a target on the CPU that has values above 1, as masks of 0 and 255 do;
+            on a GPU nobody looks, which would be waiting for it.
     """
     if name not in LOSSES:
         raise UserError(f"--loss {name}: unknown; known: {', '.join(LOSSES)}.", code=2)
@@ -76,6 +78,8 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
     weight = AUX_WEIGHTS.get(name, AUX_WEIGHT)
 
     def call(output: Any, target: Tensor) -> Tensor:
+        if classes == 1:
+            _refuse_many_values(target)
         logits, aux = output if isinstance(output, tuple) else (output, ())
         with torch.autocast(logits.device.type, enabled=False):
             total = loss(_wide(logits), target)
@@ -84,6 +88,14 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
             return total
 
     return call
+
+
+def _refuse_many_values(target: Tensor) -> None:
+    if target.device.type == "cpu" and target.numel() and (most := target.max().item()) > 1:
+        raise ValueError(
+            f"target must hold 0, 1 and -1 (unknown) for a loss of one class, got the value {most}:"
+            " take (mask > 0).long() of a mask of 0 and 255"
+        )
 
 
 def refuse_weights(name: str) -> None:

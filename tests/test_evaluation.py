@@ -10,6 +10,7 @@ from medseg.evaluation import (
     STYLES,
     ImageScore,
     StyledScores,
+    class_columns,
     compare,
     differences,
     intervals,
@@ -232,3 +233,10 @@ def test_hpddrnet_style_adds_areas_and_knows_unknown_pixels():
 @pytest.mark.parametrize("name", STYLES)
 def test_every_style_names_its_program(name):
     assert "/" in StyledScores(name, 2).source
+
+
+def test_columns_of_classes_are_words_and_no_two_alike():
+    assert class_columns(["large cell", "large-cell", "a", "a_4", "a!", "!"]) == [
+        "large_cell", "large_cell_2", "a", "a_4", "a_5", ""
+    ]  # fmt: skip
+    assert class_columns(["a", "a_3", "a!"]) == ["a", "a_3", "a_3_3"]

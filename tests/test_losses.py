@@ -244,3 +244,12 @@ def test_losses_without_weights_refuse_them_by_name(name):
 def test_one_weight_for_each_class():
     with pytest.raises(ValueError, match="class_weight must have 3 values, got 2"):
         build_loss("ce", 3, (1.0, 2.0))
+
+
+@pytest.mark.parametrize("name", ["bce", "dpsau2_net", "drrmsan"])
+def test_a_mask_of_0_and_255_is_no_target_of_one_class(name):
+    mask = torch.tensor([[[0, 255], [255, 0]]])
+    logits = torch.randn(1, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"got the value 255: take \(mask > 0\).long\(\)"):
+        build_loss(name, 1)(logits, mask)
+    assert build_loss(name, 1)(logits, (mask > 0).long()).isfinite()

@@ -2,7 +2,16 @@
 
 from .intervals import Difference, Mean, differences, intervals
 from .measures import DEFINITION, MEASURES, Measures, measure, surface_distances
-from .scores import ImageScore, Values, compare, read_table, summarise_all, table_rows, values_of
+from .scores import (
+    ImageScore,
+    Values,
+    class_columns,
+    compare,
+    read_table,
+    summarise_all,
+    table_rows,
+    values_of,
+)
 from .styles import STYLES, StyledScores
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "Measures",
     "StyledScores",
     "Values",
+    "class_columns",
     "compare",
     "differences",
     "intervals",

@@ -49,7 +49,9 @@ def class_columns(names: Sequence[str]) -> list[str]:
     words: list[str] = []
     for k, name in enumerate(names, 1):
         word = re.sub(r"\W+", "_", name).strip("_")
-        words.append(f"{word}_{k}" if word in words else word)
+        while word in words:
+            word = f"{word}_{k}"
+        words.append(word)
     return words
 
 

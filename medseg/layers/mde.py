@@ -1,6 +1,7 @@
 """The MDE spatial filter as a module."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -83,8 +84,8 @@ class MDEFilter(nn.Module):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         if pad not in PADS:
             raise ValueError(f"pad must be one of {', '.join(PADS)}, got {pad!r}")
-        if shrink is not None and shrink < 0:
-            raise ValueError(f"shrink must not be negative, got {shrink}")
+        if shrink is not None and not 0 <= shrink < math.inf:
+            raise ValueError(f"shrink must be a number of at least 0, got {shrink}")
         chosen = PRESETS[preset]
         self.scales = chosen.scales if scales is None else widths(scales)
         self.bank, self.pad = chosen.bank if bank is None else bank, pad
@@ -94,6 +95,8 @@ class MDEFilter(nn.Module):
             raise ValueError(
                 f"gains must be {len(self.scales) + 1} with these scales, got {values}"
             )
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"gains must be finite numbers, got {values}")
         self._keep("gains", torch.tensor([values], dtype=torch.float32), channels, learn_gains)
         tau = None if shrink is None else torch.full((1, 1), float(shrink))
         self._keep("tau", tau, channels, learn_gains)

@@ -14,7 +14,7 @@ Sharp U-Net (arXiv:2107.12461, MIT; its filter is the preset "sharp8"), the dens
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class EDU(Network):
     year = 2022
     fused = ("mde_concat",)
     per_class = ("head.", "side.")
+    filled_by: ClassVar = {"preset": "mde.gains", "gains": "mde.gains", "shrink": "mde.tau"}
 
     def __init__(
         self,

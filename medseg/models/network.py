@@ -42,6 +42,7 @@ class Network(nn.Module):
         classes: channels of the logits, background included.
         per_class: how the names of entries begin whose size follows from ``classes``.
         beyond_backbone: and those of what a file of the backbone alone does not have besides.
+        filled_by: buffers that an option fills and a file of weights fills too, by their endings.
         channels_last_on_cpu: whether `fit` gives images that layout; False leaves them theirs.
     """
 
@@ -50,6 +51,7 @@ class Network(nn.Module):
     fused: ClassVar[tuple[str, ...]] = ()
     per_class: ClassVar[tuple[str, ...]] = ()
     beyond_backbone: ClassVar[tuple[str, ...]] = ()
+    filled_by: ClassVar[dict[str, str]] = {}
     size_multiple = 1
     least_size = 1
     channels_last_on_cpu = True

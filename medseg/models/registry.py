@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from medseg.errors import UserError
 
 from .network import Network, check_count, check_flag
@@ -69,7 +72,8 @@ def create_model(
         The network in training mode; (N, in_channels, H, W) to logits (N, classes, H, W).
 
     Raises:
-        UserError: name, option, number or weights do not fit; the message says what would.
+        UserError: name, option, number or weights do not fit, or the weights carry other numbers
+            than an option asks for; the message says what would.
     """
     if not isinstance(name, str) or name not in _REGISTRY:
         known = list_models()
@@ -79,9 +83,11 @@ def create_model(
     _check_arguments(name, cls, in_channels, classes, options)
     model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
     if weights is not None:
+        asked = {key: value.clone() for key, value in model.named_buffers()}
         anew = load_weights(model, weights, unsafe=unsafe, reset_head=reset_head)
         if anew:
             warnings.warn(f"weights {weights}: {', '.join(anew)} start anew", stacklevel=2)
+        _refuse_overruled(model, asked, options, weights)
     return model
 
 
@@ -98,6 +104,26 @@ def _check_arguments(
             check_flag(option, value)
     for key, count in (("in_channels", in_channels), ("classes", classes)):
         check_count(key, count)
+
+
+def _refuse_overruled(
+    model: Network, asked: dict[str, Tensor], options: dict[str, Any], weights: str | Path
+) -> None:
+    """Refuses an option whose numbers ``asked`` the file has replaced by others of its own."""
+    for option in set(options) & set(model.filled_by):
+        for key, value in model.named_buffers():
+            other = key.endswith(model.filled_by[option]) and options[option] is not None
+            # a file of half precision has the same numbers, rounded
+            if other and not torch.allclose(value.float(), asked[key].float(), rtol=1e-2):
+                there, here = _numbers(value), _numbers(asked[key])
+                raise UserError(
+                    f"weights {weights}: {key} is {there} there, and {here} by {option}="
+                    f"{options[option]!r}: leave the option out, or give that of the file"
+                )
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in values.flatten().tolist())
 
 
 def _did_you_mean(word: str, known: Collection[str]) -> str:

@@ -1,6 +1,5 @@
 """A training that can start, and what it says of itself in its files."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from ..config import TrainConfig
 from ..data import Table
 from ..engine import Engine, Scored
+from ..evaluation import class_columns
 from ..metrics import iou_from_dice
 
 
@@ -48,11 +48,7 @@ class Job:
     @property
     def dice_columns(self) -> list[str]:
         """The columns of class 1, 2, ... in metrics.csv and scores.csv; no two are alike."""
-        columns: list[str] = []
-        for k, name in enumerate(self.table.names[1:], 1):
-            column = "dice_" + re.sub(r"\W+", "_", name).strip("_")
-            columns.append(f"{column}_{k}" if column in columns else column)
-        return columns
+        return [f"dice_{word}" for word in class_columns(self.table.names[1:])]
 
     def split_rows(self) -> list[dict[str, str]]:
         """The rows of split.csv, for `--csv` with the same data folder."""

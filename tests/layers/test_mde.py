@@ -1,6 +1,7 @@
 """MDEFilter: its presets, what it keeps, the soft threshold, and how a decoder uses it."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_two_branches_are_the_gains_of_their_sum():
         ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"preset": "sharp"}, "preset must be one of identity, mde.* got 'sharp'"),
         ({"pad": "same"}, "pad must be one of zero, reflect, got 'same'"),
-        ({"shrink": -1.0}, "shrink must not be negative, got -1"),
+        ({"shrink": -1.0}, "shrink must be a number of at least 0, got -1"),
         ({"scales": (3, 5)}, r"gains must be 3 with these scales, got \(0.5, 2, 1.5, 1\)"),
         ({"scales": (2, 5, 7)}, "scales must be odd"),
         ({"bank": "sinc"}, "bank must be one of"),
@@ -169,3 +170,11 @@ def test_refuses(arguments, words):
 def test_two_branches_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="must name one value a scale, got 1, 2 and 1"):
         two_branch_gains((1.0,), (1.0, 2.0), (1.0,))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match="gains must be finite numbers, got"):
+        MDEFilter(4, gains=(1, bad, 1, 1))
+    with pytest.raises(ValueError, match="shrink must be a number of at least 0, got"):
+        MDEFilter(4, shrink=bad)

@@ -5,6 +5,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg import create_model
@@ -251,9 +252,22 @@ def test_depth(depth, tmp_path):
         ({"preset": "sharper"}, "preset must be one of identity, mde, .*, got 'sharper'"),
         ({"gains": (1, 1)}, r"gains must be 4 with these scales, got \(1, 1\)"),
         ({"pad": "same"}, "pad must be one of zero, reflect, got 'same'"),
-        ({"shrink": -1.0}, "shrink must not be negative, got -1.0"),
+        ({"shrink": -1.0}, "shrink must be a number of at least 0, got -1.0"),
     ],
 )
 def test_refuses_options(options, message):
     with pytest.raises(UserError, match=message):
         create_model("e_du", **options)
+
+
+def test_gains_of_a_file_are_not_put_over_those_asked_for(tmp_path):
+    soft = create_model("e_du_s", classes=2, preset="mde_soft", width=8, depth=1)
+    save_file(soft.state_dict(), tmp_path / "soft.safetensors")
+    size = {"classes": 2, "width": 8, "depth": 1, "weights": tmp_path / "soft.safetensors"}
+    with pytest.raises(UserError, match=r"0\.5, 1\.5, 1\.25, 1 there, and 0\.5, 2"):
+        create_model("e_du_s", preset="mde", **size)
+    with pytest.raises(UserError, match=r"and 1, 1, 1, 1 by gains=\(1, 1, 1, 1\)"):
+        create_model("e_du_s", gains=(1, 1, 1, 1), **size)
+    for options in ({}, {"preset": "mde_soft"}, {"gains": (0.5, 1.5, 1.25, 1)}, {"gains": None}):
+        model = create_model("e_du_s", **options, **size)
+        assert torch.equal(model.dec1.mde.gains, soft.dec1.mde.gains)
