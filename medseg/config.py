@@ -38,7 +38,6 @@ _CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "normalize": NORMALIZATIONS,
-    "class_weights": WEIGHTS,
 }
 
 
@@ -70,7 +69,9 @@ class TrainConfig:
     )
     foreground: float = flag(1 / 3, "part of the --patches that is centred on a foreground class")
     ignore_index: int | None = flag(None, "mask value of pixels that nobody knows; never learned")
-    class_weights: str = flag("none", "of the loss: none, or median (median frequency balancing)")
+    class_weights: str = flag(
+        "none", "of the loss: none, median (median frequency balancing), or a number for each class"
+    )
     group_by: str | None = flag(
         None, "what no split divides: column of the CSV, or regular expression on file names"
     )
@@ -135,6 +136,12 @@ class TrainConfig:
 
     def _check_data(self) -> None:
         """Refuses values of the flags about data that no data can have."""
+        numbers = self.class_numbers
+        if numbers is None:
+            check_choice("class_weights", self.class_weights, WEIGHTS)
+        else:
+            fine = all(0 < number < math.inf for number in numbers)
+            require(fine, "class_weights", self.class_weights, "must be numbers above 0")
         if self.class_weights != "none" and self.loss in LOSSES:
             refuse_weights(self.loss)
         require_least(self, 0, "cache")
@@ -151,6 +158,14 @@ class TrainConfig:
         else:
             fine = 0 <= self.fold < self.folds
             require(fine, "fold", self.fold, f"must lie in 0..{self.folds - 1}, as --folds says")
+
+    @property
+    def class_numbers(self) -> tuple[float, ...] | None:
+        """The numbers of `class_weights`, "1,2.5,3"; None where it is a word."""
+        try:
+            return tuple(float(word) for word in self.class_weights.split(","))
+        except ValueError:
+            return None
 
     @property
     def images(self) -> int:

@@ -13,6 +13,7 @@ from ..data import (
     build_augmentation,
     median_frequency_weights,
 )
+from ..errors import UserError
 from ..losses import Loss
 from .scoring import Scorer
 from .windows import WindowScorer
@@ -58,9 +59,20 @@ def augmentation(config: TrainConfig) -> Augmentation | None:
 
 
 def class_weights(config: TrainConfig, table: Table) -> tuple[float, ...] | None:
-    """The weights of the classes in the loss, from the train part; None if not asked for."""
+    """The weights of the classes in the loss; None if not asked for.
+
+    Raises:
+        UserError: there are more or fewer than classes.
+    """
     if config.class_weights == "none":
         return None
+    if (numbers := config.class_numbers) is not None:
+        if len(numbers) != len(table.names):
+            raise UserError(
+                f"--class_weights {config.class_weights}: must be {len(table.names)} numbers, for "
+                f"{', '.join(table.names)}."
+            )
+        return numbers
     return median_frequency_weights(table, table.part("train"))
 
 

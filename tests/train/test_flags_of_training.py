@@ -71,6 +71,36 @@ def test_recipe_trains(train, name):
     assert (again.model, again.size) == (f"{name}_s", 32)
 
 
+PUBLISHED = {  # by the sections of the specifications on losses and recipes
+    "dra_net": "--optimizer adam --lr 1e-4 --weight_decay 1e-4 --schedule constant --epochs 300 "
+    "--early_stop 50 --batch 6 --size 256 --augment false --seed 2023",
+    "dpsau2_net": "--optimizer adam --lr 1e-3 --weight_decay 0 --schedule step --step_size 100 "
+    "--gamma 0.5 --epochs 200 --batch 16 --size 256 --normalize imagenet --seed 42",
+    "drrmsan": "--optimizer adam --lr 1e-5 --weight_decay 0 --schedule constant --epochs 150 "
+    "--batch 2 --size 256 --augment false --deep_supervision true --seed 3",
+    "hpddrnet": "--optimizer sgd --lr 0.01 --momentum 0.9 --weight_decay 5e-4 --schedule poly "
+    "--power 0.9 --lr_end 0 --steps 120000 --batch 6 --size 1024 --patches 1 --foreground 0 "
+    "--normalize imagenet --deep_supervision true --seed 304",
+    "e_du": "--optimizer adam --lr 1e-3 --weight_decay 0 --schedule plateau --step_size 10 "
+    "--gamma 0.1 --lr_end 1e-5 --early_stop 20 --epochs 200 --batch 16 --size 256 --augment false",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_has_the_published_numbers(name):
+    loss = {"e_du": "bce"}.get(name, name)
+    words = f"--model {name} --loss {loss} --warmup 0 --clip 0 {PUBLISHED[name]}"
+    assert parse_flags(["--recipe", name]) == dataclasses.replace(
+        parse_flags(words.split()), recipe=name
+    )
+
+
+def test_class_weights_of_hpddrnet():
+    config = parse_flags(["--recipe", "hpddrnet", "--class_weights", "0.8373,0.918,0.866"])
+    assert config.class_numbers == (0.8373, 0.918, 0.866)
+    assert parse_flags(["--class_weights", "median"]).class_numbers is None
+
+
 def test_recipe_of_a_file_lies_below_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("recipe: dra_net\nlr: 0.5\n")

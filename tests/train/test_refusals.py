@@ -50,6 +50,8 @@ FLAGS = [
     (["--ignore_index", "-1"], "--ignore_index -1: must be a mask value"),
     (["--cache", "-1"], "--cache -1.0: must be 0 or more"),
     (["--class_weights", "mean"], "--class_weights mean: unknown (did you mean median?)"),
+    (["--class_weights", "1,nan"], "--class_weights 1,nan: must be numbers above 0"),
+    (["--class_weights", "1,2"], "--class_weights 1,2: must be 3 numbers, for background,"),
     (["--class_weights", "median", "--loss", "bce"], "--loss bce takes none; those that do: dice"),
     (["extra"], "extra: unexpected word"),
     (["--out", "a\udcff"], "must be text in UTF-8"),
