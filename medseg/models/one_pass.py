@@ -56,11 +56,12 @@ class PackedConv2d(nn.Conv2d):
         if weight.is_inference():  # nothing would tell that they changed
             return weight
         key = (weight.data_ptr(), weight._version, weight.dtype, x.shape[1:])
-        if self._packed is None or self._packed[0] != key:
+        packed = self._packed  # held, since another thread may pack for its own image
+        if packed is None or packed[0] != key:
             place = (self.padding, self.stride, self.dilation, self.groups)
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self._packed = key, reorder(weight.detach(), *place, x.shape)
-        return self._packed[1]
+            self._packed = packed = key, reorder(weight.detach(), *place, x.shape)
+        return packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_packed"}
@@ -91,6 +92,8 @@ def scaled(conv: Any, norm: Any, dtype: torch.dtype = torch.float32) -> tuple[Te
 def _at_once(x: Tensor, conv: Any, norm: Any, relu: bool) -> Tensor:
     if isinstance(norm, nn.BatchNorm2d):
         weight, bias = scaled(conv, norm)
+        if relu and not bias.isfinite().all():  # of NaN oneDNN's ReLU makes 0, which would hide it
+            return F.relu(norm(conv(x)), inplace=True)
     else:
         weight = conv.packed(x) if isinstance(conv, PackedConv2d) else conv.weight
         bias = conv.bias

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import medseg
 from medseg.kernels import use_backend
 from medseg.models import one_pass
+from medseg.models.blocks import ConvNorm
 from medseg.models.one_pass import PackedConv2d, conv_norm
 
 pytestmark = pytest.mark.skipif(not one_pass._ONEDNN, reason="this PyTorch has no oneDNN")
@@ -226,3 +227,11 @@ def test_weights_made_in_inference_mode():
         conv.weight.zero_()
         conv.bias = None
         assert first.abs().max() > 0 and not conv(x).any()
+
+
+def test_statistics_of_a_training_that_broke_show_in_the_outputs():
+    layer = ConvNorm(3, 4).eval()
+    layer.bn.running_var[1] = torch.nan
+    with torch.no_grad():
+        out = layer(torch.rand(1, 3, 8, 8))
+    assert out[:, 1].isnan().all() and out[:, (0, 2, 3)].isfinite().all()
