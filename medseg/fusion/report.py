@@ -43,6 +43,7 @@ class Report:
         skipped: those that were left alone.
         before, after: with ``verify`` what a run of the whole model costs.
         step: the run that was timed, "inference" or "training step".
+        channels_last: whether images are brought to that layout on a CPU.
     """
 
     fused: list[FusedBlock] = field(default_factory=list)
@@ -50,18 +51,22 @@ class Report:
     before: Cost | None = None
     after: Cost | None = None
     step: str = "inference"
+    channels_last: bool = False
 
     def __str__(self) -> str:
-        if not self.fused and not self.skipped:
-            return "Nothing to fuse: the model has no attention block that medseg knows."
         text = ""
+        if not self.fused and not self.skipped:
+            text = "Nothing to fuse: the model has no attention block that medseg knows.\n"
         if self.fused:
             text = _table(f"Fused {_count(self.fused)}", *self._fused_rows())
         if self.skipped:
             rows = [(s.path, s.kind, s.reason) for s in self.skipped]
             text += _table(f"Left alone {_count(self.skipped)}", ("block", "class", "why"), rows)
-        if not self.fused:
-            text += "Nothing was fused, and nothing has changed.\n"
+        if self.skipped and not self.fused:
+            unchanged = "" if self.channels_last else ", and nothing has changed"
+            text += f"Nothing was fused{unchanged}.\n"
+        if self.channels_last:
+            text += "On a CPU its maps are channels_last.\n"
         if self.before is not None and self.after is not None:
             times, share = self.before.ms / self.after.ms, 1 - self.after.mb / self.before.mb
             text += (

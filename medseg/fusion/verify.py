@@ -15,22 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .block import Fused, put, take
 from .cost import costs
+from .layout import is_turned, turn
+from .places import Place, put_all, take_all
 from .report import Cost, Report
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of outputs, relative to the largest
 HALF_TOLERANCE = 2e-2
 GRADIENTS = 10.0  # times as much for gradients, which are long sums
 MARGIN = 8.0
-
-
-class Place(NamedTuple):
-    """A block that is to be fused: its path in the model and the form it has."""
-
-    path: str
-    block: nn.Module
-    form: type[Fused]
 
 
 class Difference(NamedTuple):
@@ -51,37 +44,29 @@ def verified(
     backend: str | None,
     report: Report,
 ) -> None:
-    """Fuses the blocks if nothing changes by it but rounding, and enters the costs in the report.
+    """Fuses the blocks, and turns the maps where the report says ``channels_last``, if nothing
+    changes by it but rounding; enters the costs in the report.
 
     Raises:
         RuntimeError: something changes; the model is as it was.
     """
     device = device_of(model, inputs)
+    turned = model if report.channels_last and not is_turned(model) else None
     try:
         with _as_found(model, device), torch.inference_mode(False), torch.enable_grad():
-            calls = _compare(model, inputs, places, backend, device)
+            calls = _compare(model, inputs, places, backend, device) if places else {}
+            if turned is not None:
+                _compare_layouts(turned, inputs, device)
             report.step = "training step" if model.training else "inference"
             step = _stepper(model, inputs)
-            report.before, report.after = _before_and_after(places, backend, step, device)
+            report.before, report.after = _both(places, backend, step, device, turned)
             for place, row in zip(places, report.fused, strict=True):
                 if maps := calls[place.path]:
                     row.before, row.after = _block_costs(place, maps, backend, device)
-        for place in places:
-            _fuse(place, backend)
+        put_all(places, backend, turned)
     except BaseException:
-        for place in places:
-            _unfuse(place)
+        take_all(places, turned)
         raise
-
-
-def _fuse(place: Place, backend: str | None) -> None:
-    if not isinstance(place.block, Fused):
-        put(place.block, place.form, backend)
-
-
-def _unfuse(place: Place) -> None:
-    if isinstance(place.block, Fused):
-        take(place.block)
 
 
 def device_of(model: nn.Module, inputs: tuple[Any, ...]) -> torch.device:
@@ -114,8 +99,7 @@ def _compare(
     calls: dict[str, list[Tensor]] = {place.path: [] for place in places}
     plain = _results(model, inputs, device, {p.block: _keeper(calls[p.path]) for p in places})
     jittered = _results(model, inputs, device, {p.block: _jitter_output for p in places})
-    for place in places:
-        _fuse(place, backend)
+    put_all(places, backend)
     fused = _results(model, inputs, device, {})
     whole = _difference(plain, fused, jittered)
     worst, by_block = places[0], Difference(-1.0, 1.0)
@@ -132,6 +116,26 @@ def _compare(
         f"{by_block.allowed:.1e} is rounding; the whole model is off by {whole.found:.1e} where "
         f"{whole.allowed:.1e} is"
     )
+
+
+def _compare_layouts(model: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> None:
+    """Refuses channels_last where it changes more than the order of sums in convolutions does."""
+    sums = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, sums)]
+    plain = _results(model, inputs, device, {})
+    jittered = _results(model, inputs, device, dict.fromkeys(layers, _jitter_output))
+    turn(model)
+    refused = "channels_last=True was refused, so the model was left as it was"
+    try:
+        turned = _results(model, inputs, device, {})
+    except RuntimeError as problem:
+        words = str(problem).split("\n", 1)[0]
+        raise RuntimeError(f"{refused}: it does not run on maps in that layout ({words})") from None
+    found = _difference(plain, turned, jittered)
+    if found.excess > 1:
+        raise RuntimeError(
+            f"{refused}: results are off by {found.found:.1e} where {found.allowed:.1e} is rounding"
+        )
 
 
 def _keeper(into: list[Tensor]) -> Callable[..., None]:
@@ -238,10 +242,10 @@ def _block_difference(
     place: Place, x: Tensor, backend: str | None, device: torch.device
 ) -> Difference:
     """The block against itself, fused, on a map that it got in the model."""
-    _unfuse(place)
+    take_all([place])
     plain = _results(place.block, (x,), device, {})
     jittered = _results(place.block, (_jittered(x),), device, {})
-    _fuse(place, backend)
+    put_all([place], backend)
     return _difference(plain, _results(place.block, (x,), device, {}), jittered)
 
 
@@ -262,19 +266,21 @@ def _stepper(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
     return train if model.training else infer
 
 
-def _before_and_after(
-    places: list[Place], backend: str | None, step: Callable[[], Any], device: torch.device
+def _both(
+    places: list[Place],
+    backend: str | None,
+    step: Callable[[], Any],
+    device: torch.device,
+    turned: nn.Module | None = None,
 ) -> tuple[Cost, Cost]:
-    """What a step costs with the blocks as they were and fused."""
+    """What a step costs with the blocks as they were and fused; and the model in channels_last."""
 
     def plain() -> Any:
-        for place in places:
-            _unfuse(place)
+        take_all(places, turned)
         return step()
 
     def fused() -> Any:
-        for place in places:
-            _fuse(place, backend)
+        put_all(places, backend, turned)
         return step()
 
     before, after = costs([plain, fused], device)
@@ -285,7 +291,7 @@ def _block_costs(
     place: Place, maps: list[Tensor], backend: str | None, device: torch.device
 ) -> tuple[Cost, Cost]:
     """The same of one block: the time of all its calls, the memory of the largest."""
-    pairs = [_before_and_after([place], backend, _stepper(place.block, (x,)), device) for x in maps]
+    pairs = [_both([place], backend, _stepper(place.block, (x,)), device) for x in maps]
     before, after = (
         Cost(sum(cost.ms for cost in side), max(cost.mb for cost in side))
         for side in zip(*pairs, strict=True)

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from medseg.kernels._backend import BACKENDS, choose
 from medseg.layers import ECA, MDEFilter, PositionAttention, SplitAttention, TripletAttention
 
-from .block import Fused, fused_blocks, put, take
+from .block import Fused, fused_blocks, take
 from .forms import FORMS, UNSERVED
+from .layout import turn_back
 from .parts import plain_name, why_other_forward
+from .places import Place, put_all
 from .probe import why_unequal
 from .report import FusedBlock, Report, SkippedBlock
-from .verify import Place, verified
+from .verify import verified
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,6 +29,7 @@ def fuse(
     ops: Collection[str] | None = None,
     backend: str | None = None,
     verify: Any = None,
+    channels_last: bool = False,
 ) -> Report:
     """Makes the attention blocks of a model run on the fused ops, in place.
 
@@ -45,6 +48,9 @@ def fuse(
             that can run, in each call.
         verify: an input, or a tuple of them: the model is run on it before and after, and outputs
             and gradients must agree as closely as rounding allows; time and memory are measured.
+        channels_last: on a CPU also bring images to that layout, by a hook, and so the maps behind
+            them: convolutions mostly gain more than attention can. The numbers are the same up to
+            rounding; a model that calls ``view`` on its maps may refuse, as ``verify`` finds out.
 
     Returns:
         The report: ``fused``, ``skipped``, and with ``verify`` the costs; print it for a table.
@@ -55,8 +61,8 @@ def fuse(
         RuntimeError: ``backend`` cannot run here, or ``verify`` found a difference: the message
             names the worst block. The model is then as it was.
     """
-    _check(model, ops, backend)
-    report, places = Report(), []
+    _check(model, ops, backend, channels_last)
+    report, places = Report(channels_last=channels_last), []
     for path, block, found in _attention(model, ""):
         reason = found if isinstance(found, str) else _why_left(block, found, ops)
         if reason is None and not isinstance(found, str):
@@ -68,23 +74,26 @@ def fuse(
         FusedBlock(p.path, _kind(p.block), p.form.label, name)
         for p, name in zip(places, chosen, strict=True)
     ]
-    if verify is not None and places:
+    if verify is not None and (places or channels_last):
         inputs = verify if isinstance(verify, tuple) else (verify,)
         verified(model, inputs, places, backend, report)
     else:
-        for place in places:
-            put(place.block, place.form, backend)
+        put_all(places, backend, model if channels_last else None)
     return report
 
 
 def unfuse(model: Model) -> Model:
-    """Gives every fused block of a model its original forward back, in place; returns the model."""
+    """Gives every fused block of a model its original forward back, and its maps their layout, in
+    place; returns the model."""
     for _, block in fused_blocks(model):
         take(block)
+    turn_back(model)
     return model
 
 
-def _check(model: Any, ops: Collection[str] | None, backend: str | None) -> None:
+def _check(
+    model: Any, ops: Collection[str] | None, backend: str | None, channels_last: Any
+) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     known = sorted({form.op for form in FORMS})
@@ -92,6 +101,8 @@ def _check(model: Any, ops: Collection[str] | None, backend: str | None) -> None
         raise ValueError(f"ops must be a list of some of {', '.join(known)}, got {ops!r}")
     if backend not in (None, *BACKENDS):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if not isinstance(channels_last, bool):
+        raise ValueError(f"channels_last must be True or False, got {channels_last!r}")
 
 
 def _attention(

@@ -1,0 +1,116 @@
+# pyright: reportOptionalMemberAccess=false, reportArgumentType=false
+"""`fuse(channels_last=True)`: maps in that layout on a CPU, in the model and in its copies."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from medseg import fuse, unfuse
+from medseg.fusion.layout import is_turned
+
+from .cases import PLACES, Model
+
+
+class Viewing(nn.Module):
+    """Reads its maps by `view`, which channels_last does not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).view(len(x), -1)
+
+
+class Slipping(nn.Module):
+    """Says another thing in another layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x) + float(x.is_contiguous())
+
+
+def layouts(model, x):
+    """Whether the output of each block is in channels_last; no hook on what a fused one skips."""
+    seen = []
+    hooks = [
+        m.register_forward_hook(lambda m, args, out: seen.append(out.stride(1) == 1))
+        for m in (model.stem, model.eca, *model.deep, model.sharp, model.head)
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("verify", [None, torch.randn(4, 3, 16, 12)])
+def test_maps_are_turned_and_turned_back(training, verify):
+    model, x = Model().train(training), torch.randn(2, 3, 16, 12)
+    hook = model.register_forward_pre_hook(lambda module, args: None)
+    keys, plain = list(model.state_dict()), copy.deepcopy(model)
+    report = fuse(model, channels_last=True, verify=verify)
+    assert [f.path for f in report.fused] == PLACES
+    assert "channels_last" in str(report)
+    turned = layouts(model, x)
+    assert len(turned) == 8 and all(turned) and not any(layouts(plain, x))
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
+    fuse(model, channels_last=True)  # once more changes nothing
+    assert len(model._forward_pre_hooks) == 2
+    unfuse(model)
+    assert not any(layouts(model, x)) and hook.id in model._forward_pre_hooks
+    assert not model._forward_pre_hooks_with_kwargs
+
+
+def test_keywords_and_what_is_no_image():
+    class Both(nn.Module):
+        def forward(self, pairs, mask=None):
+            return pairs["image"].stride(), mask.stride(), pairs["count"].stride()
+
+    model = Both()
+    fuse(model, channels_last=True)
+    x, mask = torch.rand(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
+    pairs = {"image": x, "count": torch.zeros(2, 3, 4, 5, dtype=torch.long)}
+    assert model(pairs, mask=mask) == ((60, 1, 15, 3), (20, 1, 5, 1), (60, 20, 5, 1))
+
+
+def test_copies_keep_it():
+    model, x = Model().eval(), torch.randn(1, 3, 8, 8)
+    fuse(model, channels_last=True)
+    with torch.no_grad():
+        expected = model(x)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert is_turned(other)
+            torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+            assert not is_turned(unfuse(other))
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Viewing, "does not run"), (Slipping, "are off by 1")])
+def test_refused(kind, words):
+    model = kind()
+    x = torch.zeros(2, 3, 8, 8) if kind is Slipping else torch.randn(2, 3, 8, 8)
+    nn.init.zeros_(model.conv.bias)
+    with pytest.raises(RuntimeError, match=f"channels_last=True was refused.*{words}"):
+        fuse(model, channels_last=True, verify=x)
+    assert not is_turned(model)
+    with pytest.raises(ValueError, match="channels_last must be True or False, got 'yes'"):
+        fuse(model, channels_last="yes")
+
+
+def test_nothing_to_fuse():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    report = fuse(model, channels_last=True, verify=torch.randn(1, 3, 8, 8))
+    assert str(report).startswith("Nothing to fuse") and "maps are channels_last" in str(report)
+    assert report.before.ms > 0 and is_turned(model)
+    assert not is_turned(unfuse(model))
