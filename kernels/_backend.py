@@ -206,6 +206,15 @@ def has_open_sizes(x: Tensor) -> bool:
     return any(isinstance(side, torch.SymInt) for side in x.shape)
 
 
+def same_side(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sides are equal; of open ones, whether they are for every size of the graph."""
+    if isinstance(a, torch.SymInt) or isinstance(b, torch.SymInt):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(a == b)
+    return a == b
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Dense with the channels innermost; a tensor that is dense both ways counts as NCHW."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

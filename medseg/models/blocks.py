@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.kernels._backend import has_open_sizes
+from medseg.kernels._backend import same_side
 
 from .one_pass import conv_norm
 
@@ -59,7 +59,7 @@ class Up(nn.Module):
 def resize(x: Tensor, size: Tensor | tuple[int, int]) -> Tensor:
     """Bilinear, with the corners of pixels in line, to a height and width or those of a tensor."""
     height, width = size.shape[2:] if isinstance(size, Tensor) else size
-    if not has_open_sizes(x) and x.shape[2] == height and x.shape[3] == width:
+    if same_side(x.shape[2], height) and same_side(x.shape[3], width):
         return x
     return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
 

@@ -8,7 +8,6 @@ from medseg.inference import load_trained
 from tests.inference.conftest import one_thread, write_run
 
 __all__ = ["one_thread"]
-NORMALIZED = "e_du_s"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,17 +32,18 @@ def run_of(tmp_path_factory):
 
     def made(name):
         if name not in runs:
-            kind = "imagenet" if name == NORMALIZED else "none"
-            path = tmp_path_factory.mktemp("runs") / name
-            runs[name] = write_run(path, model=name, normalize=kind)
+            runs[name] = write_run(tmp_path_factory.mktemp("runs") / name, model=name)
         return runs[name]
 
     return made
 
 
 @pytest.fixture(scope="session")
-def run(run_of):
-    return run_of(NORMALIZED)
+def run(tmp_path_factory):
+    """Of a tiny network, on normalised images."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    options = {"width": 8, "depth": 1}
+    return write_run(path, model="e_du_s", normalize="imagenet", options=options)
 
 
 @pytest.fixture(scope="session")
