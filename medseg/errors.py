@@ -21,6 +21,10 @@ class UserError(ValueError):
         self.code = code
 
 
+class OutputError(UserError):
+    """A result cannot be written: the disk is full, or read-only. What comes next could not be."""
+
+
 Refuse = Callable[
     [UserError], None
 ]  # hears an error; where it returns, the faulty item is left out

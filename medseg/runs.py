@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
+from .errors import OutputError, UserError
 
 _LIBRARIES = ("torch", "triton", "numpy", "opencv-python", "lightning-fabric", "monai", "kornia")
 _WORTH_KNOWING = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS", "MEDSEG_BACKEND", "TRITON_INTERPRET")
@@ -30,7 +30,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; it takes the name of `path` when the block ends.
 
     Raises:
-        UserError: the disk is full or read-only.
+        OutputError: the disk is full or read-only.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     there = False
@@ -40,7 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
         there = True
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
+        raise OutputError(
             f"{path} cannot be written ({reason}): make room there or take another --out.", 3
         ) from None
     finally:

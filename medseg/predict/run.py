@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import OutputError, UserError
 from ..flags import check_choice, flag, parse, require, require_least, require_text
 from ..inference import (
     PRECISIONS,
@@ -157,7 +157,7 @@ def _open_all(files: list[Path], channels: int, done: Done) -> Iterator[FileImag
 
 
 def _leave_out(done: Done, path: Path, error: UserError) -> None:
-    if error.code != 3:  # a flag is wrong, for this image and all others
+    if error.code != 3 or isinstance(error, OutputError):  # it is wrong for all others too
         raise error
     done.failed.append({"image": str(path), "error": str(error)})
 

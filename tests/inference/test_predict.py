@@ -1,9 +1,12 @@
 """`medseg predict` on files of every kind, good and hostile."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -284,6 +287,48 @@ def test_wrong_flags_are_refused_in_a_sentence(predict, tmp_path):
         assert done.code == code and words in done.err, (flags, done.err)
     done = predict("--images", path, out=tmp_path / "file")
     assert done.code == 2 and "--out" in done.err
+
+
+def test_a_full_disk_ends_the_work(predict, tmp_path, monkeypatch):
+    """It is said once, with what to do, and nothing half written stays."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(30):
+        save(folder / f"{number:02d}.png", picture())
+    replace, moved = os.replace, []
+
+    def full(source, target):
+        moved.append(target)
+        if len(moved) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    done = predict("--images", folder, "--write", "masks", "--batch", 1)
+    assert done.code == 3 and done.err.count("No space left on device") == 1
+    assert "make room there or take another --out" in done.err and "left out" not in done.err
+    assert len(moved) < 30 and len(files_in(done.folder)) == 5
+
+
+def test_ctrl_c_ends_soon_and_leaves_whole_files(run, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3000):
+        save(folder / f"{number:04d}.png", picture(64, 64))
+    words = ["-m", "medseg.predict", "--images", folder, "--weights", run, "--out", out]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (out / "masks").is_dir() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    names = files_in(out)
+    assert 0 <= len(names) < 6000 and not any(name.endswith(".tmp") for name in names)
+    for name in names[:20]:
+        assert cv2.imread(str(out / name)) is not None, name
 
 
 MEASURE = """
