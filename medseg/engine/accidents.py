@@ -4,10 +4,9 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-import torch
-
 from ..config import TrainConfig
 from ..errors import UserError
+from ..inference import full_memory
 
 _LOST = "Connection closed by peer|Connection reset by peer|Broken pipe|NCCL|Gloo|gloo|socket"
 
@@ -21,30 +20,26 @@ def accidents(config: TrainConfig) -> Iterator[None]:
     """Turns full memory, dead workers and lost processes inside the block into a UserError."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise UserError(_too_large(config, "the memory of the GPU"), 3) from None
-    except MemoryError:
-        raise UserError(_too_large(config, "the memory of this machine"), 3) from None
+    except MemoryError as error:
+        raise UserError(str(_too_large(config, error)), 3) from None
     except UserError as error:
         if "DataLoader worker" not in str(error):
             raise
         told = str(error).strip().splitlines()[-1]  # behind the worker's traceback
         raise UserError(told.partition("UserError: ")[2], 3) from None
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             first = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(
                 f"--compile true: PyTorch cannot compile the network here ({first}); leave it out."
             ) from error
-        sentence = _sentence(config, str(error))
+        sentence = _too_large(config, error) or _sentence(config, str(error))
         if sentence is None:
             raise
         raise UserError(sentence, 3) from error
 
 
 def _sentence(config: TrainConfig, text: str) -> str | None:
-    if "DefaultCPUAllocator" in text or "not enough memory" in text:
-        return _too_large(config, "the memory of this machine")
     worker = re.search(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (.*?)[.\n]", text + "\n")
     if worker:
         return (
@@ -59,8 +54,11 @@ def _sentence(config: TrainConfig, text: str) -> str | None:
     return None
 
 
-def _too_large(config: TrainConfig, where: str) -> str:
+def _too_large(config: TrainConfig, error: Exception) -> str | None:
+    if (where := full_memory(error)) is None:
+        return None
     return (
-        f"--batch {config.batch}, --size {config.size}: they do not fit into {where}; make one "
-        "smaller. A smaller --batch with --accumulate takes the same number of images a step."
+        f"--batch {config.batch}, --size {config.size}: they do not fit into the memory of {where};"
+        " make one smaller. A smaller --batch with --accumulate takes the same number of images a "
+        "step."
     )

@@ -21,7 +21,7 @@ from ..evaluation import (
     values_of,
 )
 from ..flags import check_choice, flag, parse, require, require_least, require_text
-from ..inference import PRECISIONS, Predictor, load_trained
+from ..inference import PRECISIONS, Predictor, load_trained, naming_flags
 from ..runs import RunFolder
 from .samples import SPLITS, Chosen, choose
 from .score import score_images
@@ -151,7 +151,8 @@ def _scored(
     )
     classes = len(trained.names)
     style = StyledScores(config.metric_style, classes) if config.metric_style else None
-    scores = score_images(predictor, chosen, config.tolerance, config.spacing, style)
+    with naming_flags(batch=config.batch, window=config.window):
+        scores = score_images(predictor, chosen, config.tolerance, config.spacing, style)
     return chosen, scores, style
 
 

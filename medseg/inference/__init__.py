@@ -2,6 +2,7 @@
 
 from .forward import PRECISIONS, Forward
 from .load import Trained, load_trained, pick_device
+from .memory import full_memory, naming_flags
 from .predictor import Pixels, Predictor
 from .sources import FileImage, RowImage, find_files, open_images, stem
 from .tiles import Slab, View, slabs
@@ -17,7 +18,9 @@ __all__ = [
     "Trained",
     "View",
     "find_files",
+    "full_memory",
     "load_trained",
+    "naming_flags",
     "open_images",
     "pick_device",
     "slabs",

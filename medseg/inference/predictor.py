@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from ..data import match_channels
+from ..data.memory import free_memory
+from ..errors import UserError
 from .forward import Forward
 from .lanes import Image, Result, Work, in_lanes
 from .load import Trained
 from .tiles import Rows, Slab, View, slabs
+
+_PIXEL_BYTES = 128  # two maps of 16 channels, the least that a network holds of a window at a time
 
 
 @dataclass
@@ -74,8 +78,17 @@ class Predictor:
         if self.window is None:
             return view
         if view.patches:  # at the resolution of the image, so the square grows with the window
+            self._refuse_more_than_memory(self.window)
             return View(self.window, self.window, patches=True)
         return View(view.size, self.window)
+
+    def _refuse_more_than_memory(self, window: int) -> None:
+        needed = window**2 * _PIXEL_BYTES
+        if self.trained.device.type == "cpu" and needed > free_memory():
+            raise UserError(
+                f"--window {window}: the network needs at least {needed / 1e9:.0f} GB of memory "
+                "for one, more than is free; take a smaller one."
+            )
 
     def probabilities(self, pixels: np.ndarray) -> Tensor:
         """Class probabilities of an image in memory.

@@ -20,6 +20,7 @@ from ..inference import (
     Trained,
     find_files,
     load_trained,
+    naming_flags,
     open_images,
 )
 from .targets import Targets
@@ -104,7 +105,8 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
     )
     done = Done()
     start = time.perf_counter()
-    _predict_all(predictor, files, targets, done, journal.log if config.json else journal.say)
+    with naming_flags(batch=config.batch, window=config.window):
+        _predict_all(predictor, files, targets, done, journal.log if config.json else journal.say)
     done.seconds = round(time.perf_counter() - start, 3)
     document = {
         "weights": str(trained.path),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import medseg
-from medseg.inference import Predictor, load_trained
+from medseg.inference import Predictor, View, load_trained
 from medseg.predict import main
 
 
@@ -279,6 +279,7 @@ def test_wrong_flags_are_refused_in_a_sentence(predict, tmp_path):
         (("--images", tmp_path / "file"), 3, "no image file by its name"),
         (("--images", path, "--write", "maks"), 2, "did you mean masks?"),
         (("--images", path, "--batch", "0"), 2, "--batch 0"),
+        (("--images", path, "--window", "0"), 2, "--window 0"),
         (("--images", path, "--device", "tpu"), 2, "--device tpu"),
         (("--images", path, "--overlap", "nan"), 2, "--overlap"),
     ]
@@ -308,6 +309,34 @@ def test_a_full_disk_ends_the_work(predict, tmp_path, monkeypatch):
     assert done.code == 3 and done.err.count("No space left on device") == 1
     assert "make room there or take another --out" in done.err and "left out" not in done.err
     assert len(moved) < 30 and len(files_in(done.folder)) == 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 43 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        cv2.error("(-4:Insufficient memory) Failed to allocate 10800000000 bytes"),
+    ],
+)
+def test_full_memory_names_the_flags(predict, patch_run, tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(View, "square", full)
+    path = save(tmp_path / "a.png", picture())
+    done = predict("--images", path, "--window", 64, weights=patch_run)
+    assert done.code == 3, done
+    words = "--batch 8, --window 64: the memory that this takes is more than this machine has free"
+    assert words in done.err
+
+
+def test_a_window_beyond_all_memory_is_refused(predict, patch_run, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    done = predict("--images", path, "--window", 10**7, weights=patch_run)
+    assert (
+        done.code == 2 and "--window 10000000: the network needs at least 12800000 GB" in done.err
+    )
 
 
 def test_ctrl_c_ends_soon_and_leaves_whole_files(run, tmp_path):
