@@ -1,9 +1,12 @@
 """Networks as a training leaves them, without the training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from medseg.models import create_model
+from medseg.predict import main
 from medseg.runs import RunFolder
 
 FACTS = {
@@ -52,3 +55,17 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def patch_run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "patched", window=32, patches=True)
+
+
+@pytest.fixture
+def predict(run, tmp_path, capsys):
+    """Calls `main` with the run and a fresh folder; gives code, out, err and the folder."""
+
+    def call(*flags, weights=run, out=tmp_path / "out"):
+        capsys.readouterr()
+        flags = ("--weights", weights, "--out", out, *flags)
+        code = main([str(each) for each in flags])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err, folder=out)
+
+    return call
