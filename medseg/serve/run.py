@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,13 @@ from ..inference import Predictor, Trained, load_trained
 from .config import ServeConfig
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from ..console import Journal
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _GRACE = 20  # seconds that requests have to end, once the server is told to
-_IDLE = 5  # seconds that a connection stays open between requests
+_IDLE = 5  # seconds in which the head of a connection's first, or next, request must be in
 
 
 def serve(config: ServeConfig, journal: "Journal") -> None:
@@ -46,21 +48,29 @@ def serve(config: ServeConfig, journal: "Journal") -> None:
         predictor = _open(config)
         network = Network(predictor, config.queue)
         app = make_app(config, network, Path(home), _hosts(config, listening))
-        settings = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            limit_concurrency=2 * config.queue + 64,
-            timeout_keep_alive=_IDLE,
-            timeout_graceful_shutdown=_GRACE,
-        )
         _announce(config, listening, predictor.trained, journal)
         with contextlib.closing(network):
-            uvicorn.Server(settings).run(sockets=[listening])
+            uvicorn.Server(settings_of(app, config)).run(sockets=[listening])
+
+
+def settings_of(app: Any, config: ServeConfig) -> "uvicorn.Config":
+    """How the sockets of an application are kept."""
+    import uvicorn
+
+    from .connection import Connection
+
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        limit_concurrency=2 * config.queue + 64,  # counts connections
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_GRACE,
+    )
 
 
 def _open(config: ServeConfig) -> Predictor:

@@ -1,8 +1,11 @@
 """Who may ask, what every answer carries, what is counted, and what happens when all is taken."""
 
 import asyncio
+import contextlib
 import re
+import socket
 import threading
+import time
 
 import pytest
 
@@ -85,8 +88,6 @@ def test_pages_of_other_sites(client, origin, status):
 
 
 def test_which_names_are_taken(run):
-    import socket
-
     from medseg.serve.config import ServeConfig
     from medseg.serve.run import _hosts
 
@@ -183,3 +184,57 @@ def test_an_upload_that_stops_is_told_so(tmp_path):
     with pytest.raises(HTTPException, match=r"was not in after 0\.05 seconds") as caught:
         asyncio.run(receive(request, tmp_path, 0.05, 1e6))
     assert caught.value.status_code == 408
+
+
+@contextlib.contextmanager
+def listening(client, monkeypatch, seconds):
+    """The application on a socket, and how many may connect."""
+    import uvicorn
+
+    from medseg.serve import run
+    from medseg.serve.config import ServeConfig
+
+    monkeypatch.setattr(run, "_IDLE", seconds)
+    settings = run.settings_of(client.app, ServeConfig("x", queue=4))
+    server = uvicorn.Server(settings)
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as line:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [line]})
+        thread.start()
+        try:
+            assert settings.limit_concurrency is not None
+            yield line.getsockname(), settings.limit_concurrency
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHos"])
+def test_silent_clients_lose_their_places(client, monkeypatch, sent):
+    import httpx
+
+    with listening(client, monkeypatch, 1) as (place, most), contextlib.ExitStack() as lines:
+        url = f"http://{place[0]}:{place[1]}/health"
+        silent = []
+        for _ in range(most + 10):
+            silent.append(lines.enter_context(socket.create_connection(place, 20)))
+            silent[-1].sendall(sent)
+        assert httpx.get(url).status_code == 503
+        assert {line.recv(1) for line in silent} == {b""}
+        assert httpx.get(url).status_code == 200
+
+
+def test_a_kept_connection_must_ask_again(client, monkeypatch):
+    """Its second head comes byte by byte and never ends; an upload may take longer than a head."""
+    with listening(client, monkeypatch, 0.5) as (place, _):
+        head = f"Host: {place[0]}\r\nContent-Length: {len(picture())}\r\n\r\n"
+        with socket.create_connection(place, 20) as line:
+            line.sendall(f"POST /predict HTTP/1.1\r\n{head}".encode())
+            time.sleep(0.8)
+            line.sendall(picture())
+            assert line.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            begun = time.monotonic()
+            with pytest.raises(OSError):
+                while time.monotonic() < begun + 10:
+                    line.sendall(b"G")
+                    time.sleep(0.05)
+            assert time.monotonic() < begun + 5
