@@ -50,7 +50,7 @@ def make_app(
         hosts: names by which it may be called; None for any.
     """
     measures = Measures((*_PAGES, _PREDICT), lambda: network.taken)
-    app = FastAPI(title="medseg", openapi_url=None)
+    app = FastAPI(title="medseg", openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     _add_pages(app, network.predictor.trained, config, measures)

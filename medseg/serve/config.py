@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..flags import check_choice, flag, parse, require, require_least, require_text
 from ..inference import PRECISIONS
+from .names import is_name
 
 
 @dataclass
@@ -34,6 +35,13 @@ class ServeConfig:
         require_text(self)
         if self.weights is None:
             raise UserError("--weights: name a run: medseg serve runs/x.")
+        if not self.host.strip():
+            raise UserError("--host: name an address, such as 127.0.0.1; 0.0.0.0 for all of them.")
+        for name in self.allow_hosts:
+            rule = (
+                "must be a name alone, such as seg.example.org: no https://, port, slash or blank"
+            )
+            require(is_name(name), "allow_hosts", name, rule)
         require(0 <= self.port < 1 << 16, "port", self.port, "must lie in 0..65535")
         require_least(self, 1, "max_mb", "queue", "window")
         require_least(self, 0.1, "timeout")

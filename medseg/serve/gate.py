@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
@@ -10,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .measures import Measures
+from .names import name_in
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -72,15 +72,15 @@ class Gate:
 
     def _stranger(self, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
-        name = _name(host)
-        if self.hosts is not None and name not in self.hosts:
+        name = name_in(host)
+        if (host and not name) or (self.hosts is not None and name not in self.hosts):
             return _sentence(
                 421,
-                f"the server does not go by the name {name[:80]!r}: call it by its address, or "
-                "start it with --allow_hosts NAME.",
+                f"the server does not go by the name {(name or host)[:80]!r}: call it by its "
+                "address, or start it with --allow_hosts NAME.",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower().partition("://")[2] != (host.lower() or None):
             return _sentence(403, "pages of other sites may not use this server.")
         return None
 
@@ -107,14 +107,6 @@ class Gate:
             f"the upload is too large, {self.most / 1e6:g} MB are the most here: send a smaller "
             "file, or use medseg predict."
         )
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:  # an odd IPv6 address
-        return ""
 
 
 def _sentence(status: int, words: str) -> JSONResponse:

@@ -62,6 +62,10 @@ def test_the_page_asks_only_its_own_address_and_quotes_names(client):
         ("127.0.0.1.evil.example", 421),
         ("evil.example@127.0.0.1x", 421),
         ("[::1", 421),
+        ("127.0.0.1/", 421),
+        ("127.0.0.1?x", 421),
+        ("127.0.0.1#x", 421),
+        ("a@127.0.0.1", 421),
         ("", 421),
     ],
 )
@@ -80,11 +84,50 @@ def test_names_that_were_bent_to_this_address(client, host, status):
         ("http://127.0.0.1:9000", 403),
         ("http://evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
+        ("", 403),
     ],
 )
 def test_pages_of_other_sites(client, origin, status):
     answer = client.post("/predict", content=picture(), headers={"origin": origin})
     assert answer.status_code == status
+
+
+def test_any_name_is_still_a_name(network, tmp_path):
+    """What listens to the whole network asks for no name in particular."""
+    from fastapi.testclient import TestClient
+
+    from medseg.serve.app import make_app
+    from medseg.serve.config import ServeConfig
+
+    app = make_app(ServeConfig("x"), network, tmp_path, None)
+    with TestClient(app, "http://any.example") as client:
+        for host, status in (("[fe80::1]:80", 200), ("a/b", 421), ("a@b", 421), ("a b", 421)):
+            assert client.get("/health", headers={"host": host}).status_code == status
+        bare = client.get("/health", headers={"host": "", "origin": "null"})
+        assert bare.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("word", "fine"),
+    [
+        ("Seg.example.org", True),
+        ("::1", True),
+        ("seg_1", True),
+        ("https://seg.example.org", False),
+        ("seg.example.org:443", False),
+        ("ab.cd:443", False),
+        ("seg.example.org/", False),
+        ("seg example", False),
+        ("", False),
+    ],
+)
+def test_names_to_allow_can_match(word, fine):
+    from medseg.serve.names import is_name, name_in
+
+    assert is_name(word) == fine
+    if fine:
+        assert name_in(f"[{word}]:80" if ":" in word else f"{word}.:80") == word.lower()
 
 
 def test_which_names_are_taken(run):

@@ -159,6 +159,7 @@ def test_forms_and_words_that_make_no_sense(client):
         (client.get("/predict"), 405, "by POST"),
         (client.get("/etc/passwd"), 404, "/ is the page"),
         (client.get("/docs"), 404, "/ is the page"),
+        (client.get("/health/", follow_redirects=False), 404, "/ is the page"),
     ):
         assert answer.status_code == status and words in answer.json()["error"]
     form = {"content-type": "multipart/form-data; boundary=x"}

@@ -156,6 +156,13 @@ def test_the_terminal_and_the_end(run):
             2,
             "192.0.2.1: is no address of this machine",
         ),
+        (["{run}", "--host", ""], 2, "--host: name an address, such as 127.0.0.1"),
+        (
+            ["{run}", "--allow_hosts", "seg.example", "https://seg.example"],
+            2,
+            "--allow_hosts https://seg.example: must be a name alone",
+        ),
+        (["{run}", "--allow-hosts", "seg.example:443"], 2, "--allow_hosts seg.example:443: must"),
         (["{run}", "--queue", "0"], 2, "--queue 0: must be 1 or more"),
         (["{run}", "--max-mb", "-1"], 2, "--max_mb -1: must be 1 or more"),
         (["{run}", "--timeout", "nan"], 2, "--timeout nan: must be a number"),
