@@ -11,7 +11,7 @@ from medseg.layers import ECA, MDEFilter, PositionAttention, SplitAttention, Tri
 
 from .block import Fused, fused_blocks, take
 from .forms import FORMS, UNSERVED
-from .layout import turn_back
+from .layout import is_turned, turn_back
 from .parts import plain_name, why_other_forward
 from .places import Place, put_all
 from .probe import why_unequal
@@ -51,6 +51,7 @@ def fuse(
         channels_last: on a CPU also bring images to that layout, by a hook, and so the maps behind
             them: convolutions mostly gain more than attention can. The numbers are the same up to
             rounding; a model that calls ``view`` on its maps may refuse, as ``verify`` finds out.
+            The model sees copies of the images, in lists and dicts too, but not in dataclasses.
 
     Returns:
         The report: ``fused``, ``skipped``, and with ``verify`` the costs; print it for a table.
@@ -79,6 +80,7 @@ def fuse(
         verified(model, inputs, places, backend, report)
     else:
         put_all(places, backend, model if channels_last else None)
+    report.channels_last = is_turned(model)
     return report
 
 
@@ -87,7 +89,8 @@ def unfuse(model: Model) -> Model:
     place; returns the model."""
     for _, block in fused_blocks(model):
         take(block)
-    turn_back(model)
+    for module in model.modules():
+        turn_back(module)
     return model
 
 
@@ -103,6 +106,8 @@ def _check(
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if not isinstance(channels_last, bool):
         raise ValueError(f"channels_last must be True or False, got {channels_last!r}")
+    if channels_last and isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("channels_last=True takes no scripted model; fuse before torch.jit.script")
 
 
 def _attention(

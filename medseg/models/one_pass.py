@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore
 
-from medseg.kernels._backend import wanted_backend
+from medseg.kernels._backend import wanted_backend, watched_by_forward_ad
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
@@ -15,20 +16,25 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
 _HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+# oneDNN's own ReLU makes 0 of NaN, which would hide that a network has diverged; this one does not.
+_RELU = ("leaky_relu", [1e-30], "")
+_NONE = ("none", [], "")
+
+
 def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module, relu: bool = True) -> Tensor:
     """relu(norm(conv(x))).
 
-    Three modules are three passes over the map. Where no gradient will be asked for and the norm is
-    in eval mode, its scale goes into the weights of this call, which are few beside the map, and
-    oneDNN applies the shift and the ReLU to what its convolution still holds in registers: the same
-    numbers up to rounding. The backend "reference" runs the modules one by one.
+    Three modules are three passes over the map. Where no gradient will be asked for, the norm is in
+    eval mode and the weights are fewer than the numbers of the map, its scale goes into the weights
+    of this call, and oneDNN applies the shift and the ReLU to what its convolution still holds in
+    registers: the same numbers up to rounding. The backend "reference" runs the modules one by one.
 
     Args:
         x: (N, C, H, W).
         conv, norm: a Conv2d, and a batch norm or Identity; others run as they are.
         relu: whether a ReLU comes last.
     """
-    if _in_one_pass(x, conv) and _is_plain(norm):
+    if _in_one_pass(x, conv) and _is_plain(norm, conv) and _gains(x, conv, norm):
         return _at_once(x, conv, norm, relu)
     y = norm(conv(x))
     return F.relu(y, inplace=True) if relu else y
@@ -39,10 +45,11 @@ class PackedConv2d(nn.Conv2d):
 
     Else every call brings them to that order, which takes 4 to 8 % of a whole network's time. The
     copy is made in a call and again when weights or the size of the image change; it belongs to
-    no state dict, copy or file.
+    no state dict, copy or file. What is written into ``weight.data``, past the parameter, goes
+    unnoticed, as it does in all that keeps weights twice.
     """
 
-    _packed: tuple[Any, Tensor] | None = None
+    _packed: tuple[Any, Tensor, Tensor] | None = None  # key, packed, and what the key points to
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, in_channels, H, W); as nn.Conv2d."""
@@ -60,7 +67,8 @@ class PackedConv2d(nn.Conv2d):
         if packed is None or packed[0] != key:
             place = (self.padding, self.stride, self.dilation, self.groups)
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            self._packed = packed = key, reorder(weight.detach(), *place, x.shape)
+            plain = weight.detach()
+            self._packed = packed = key, reorder(plain, *place, x.shape), plain
         return packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,14 +100,12 @@ def scaled(conv: Any, norm: Any, dtype: torch.dtype = torch.float32) -> tuple[Te
 def _at_once(x: Tensor, conv: Any, norm: Any, relu: bool) -> Tensor:
     if isinstance(norm, nn.BatchNorm2d):
         weight, bias = scaled(conv, norm)
-        if relu and not bias.isfinite().all():  # of NaN oneDNN's ReLU makes 0, which would hide it
-            return F.relu(norm(conv(x)), inplace=True)
     else:
         weight = conv.packed(x) if isinstance(conv, PackedConv2d) else conv.weight
         bias = conv.bias
     place = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    then = "relu" if relu else "none"
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *place, then, [], "")
+    then = _RELU if relu else _NONE
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *place, *then)
 
 
 def _in_one_pass(x: Tensor, conv: Any, hooked: bool = False) -> bool:
@@ -115,24 +121,46 @@ def _in_one_pass(x: Tensor, conv: Any, hooked: bool = False) -> bool:
         return False
     if wanted_backend() not in (None, "auto", "cpu") or torch._C._len_torch_dispatch_stack():
         return False
+    if watched_by_forward_ad() or peek_interpreter_stack() is not None:  # jvp, vmap
+        return False
     if type(conv) not in (nn.Conv2d, PackedConv2d) or conv.padding_mode != "zeros":
         return False
-    fits = x.dtype is torch.float32 or (x.dtype is torch.bfloat16 and _HALVES)
-    fits = (
-        fits and conv.weight.dtype is x.dtype and conv.weight.shape[1] * conv.groups == x.shape[1]
-    )
-    return fits and not isinstance(conv.padding, str) and (hooked or not _is_watched(conv))
+    return _fits(x, conv) and (hooked or not _is_watched(conv))
 
 
-def _is_plain(norm: Any) -> bool:
+def _fits(x: Tensor, conv: Any) -> bool:
+    """Whether dtypes and channels agree; what does not is left to PyTorch's own words."""
+    weight, bias = conv.weight, conv.bias
+    if x.dtype is not torch.float32 and not (x.dtype is torch.bfloat16 and _HALVES):
+        return False
+    if weight.dtype is not x.dtype or not (bias is None or bias.dtype is x.dtype):
+        return False
+    padding, steps, kernel = conv.padding, conv.dilation, conv.kernel_size
+    if isinstance(padding, str) or weight.shape[1] * conv.groups != x.shape[1]:
+        return False
+    reach = [step * (side - 1) + 1 for step, side in zip(steps, kernel, strict=True)]
+    return all(x.shape[2 + i] + 2 * padding[i] >= reach[i] for i in (0, 1))
+
+
+def _gains(x: Tensor, conv: Any, norm: Any) -> bool:
+    """Whether scaling the weights takes less than the passes over the map that it saves."""
+    numbers = x.shape[0] * conv.out_channels * x.shape[2] * x.shape[3]
+    most = numbers // (conv.stride[0] * conv.stride[1])
+    return isinstance(norm, nn.Identity) or conv.weight.numel() <= most
+
+
+def _is_plain(norm: Any, conv: Any) -> bool:
     if type(norm) is nn.Identity:
         return not _is_watched(norm)
     batch_norm = isinstance(norm, nn.BatchNorm2d) and not norm.training
     if not batch_norm or type(norm).forward is not nn.BatchNorm2d.forward:
         return False
-    return norm.running_mean is not None and not _is_watched(norm)
+    fits = norm.running_mean is not None and norm.num_features == conv.out_channels
+    return fits and not _is_watched(norm)
 
 
 def _is_watched(module: Any) -> bool:
     """Whether hooks or another forward of its own would notice that the module did not run."""
-    return "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
+    own = "forward" in vars(module) or "_conv_forward" in vars(module)
+    hooked = any(getattr(module, hooks) for hooks in _HOOKS)
+    return own or hooked or bool(torch.nn.modules.module._has_any_global_hook())

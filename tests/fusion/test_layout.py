@@ -3,6 +3,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_maps_are_turned_and_turned_back(training, verify):
     fuse(model, channels_last=True)  # once more changes nothing
     assert len(model._forward_pre_hooks) == 2
     unfuse(model)
-    assert not any(layouts(model, x)) and hook.id in model._forward_pre_hooks
+    assert not any(layouts(model, x)) and list(model._forward_pre_hooks) == [hook.id]
     assert not model._forward_pre_hooks_with_kwargs
 
 
@@ -114,3 +116,55 @@ def test_nothing_to_fuse():
     assert str(report).startswith("Nothing to fuse") and "maps are channels_last" in str(report)
     assert report.before.ms > 0 and is_turned(model)
     assert not is_turned(unfuse(model))
+
+
+def test_a_part_that_was_turned_stays_turned():
+    model, x = Model().eval(), torch.randn(2, 3, 16, 12)
+    fuse(model.deep, channels_last=True)
+    fuse(model, channels_last=True, verify=x)
+    assert is_turned(model.deep) and is_turned(model)
+    assert fuse(model).channels_last  # it says what is, not what was asked
+    unfuse(model)
+    assert not is_turned(model.deep) and not is_turned(model)
+
+
+def test_a_copy_in_a_new_process_takes_other_hooks(tmp_path):
+    """Numbers of hooks begin anew there."""
+    fuse(model := Model().eval(), channels_last=True)
+    torch.save(model, tmp_path / "model.pt")
+    code = (
+        "import sys, torch\n"
+        "model = torch.load(sys.argv[1], weights_only=False)\n"
+        "model.register_forward_pre_hook(lambda module, args: None)\n"
+        "print(model(torch.rand(1, 3, 8, 8)).stride())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "model.pt"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "(128, 1, 16, 2)" in done.stdout, done.stderr
+
+
+def test_inputs_without_a_layout():
+    class Same(nn.Module):
+        def forward(self, x):
+            return x
+
+    fuse(model := Same(), channels_last=True)
+    x = torch.rand(3, 1, 2, 4, 4)
+    torch.testing.assert_close(torch.vmap(model)(x), x)
+    sparse = torch.eye(4).reshape(1, 1, 4, 4).to_sparse()
+    assert model(sparse) is sparse
+    with pytest.raises(ValueError, match="fuse before torch"):
+        fuse(torch.jit.script(nn.ReLU()), channels_last=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_training_of_few_numbers_is_verified(seed):
+    """Batch norms magnify the order of sums there, which float64 shows to be all there is."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        *(nn.Sequential(nn.Conv2d(8, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(3)),
+    )
+    fuse(model.train(), channels_last=True, verify=torch.randn(2, 3, 33, 33))
+    assert is_turned(model)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import medseg
+from bench.published.dra_net import DRANet
 from medseg import fuse_conv_bn
+from medseg.fusion.block import fused_blocks
 from medseg.layers import SplitAttention, TripletAttention
 from medseg.models.blocks import ConvNorm
 
@@ -126,3 +128,16 @@ def test_folding_twice_changes_nothing():
     x = torch.rand(1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(twice(x), once(x))
+
+
+def test_fused_blocks_stay_fused():
+    """Their parts are left as they are: a block with others runs its original forward."""
+    model = DRANet(3, 2, 8).eval()
+    x = torch.rand(1, 3, 32, 32)
+    medseg.fuse(model)
+    folded = fuse_conv_bn(model, x)
+    blocks = [block for _, block in fused_blocks(folded)]
+    assert len(blocks) == 4 and all(block.why_not(block) is None for block in blocks)
+    assert norms(folded) == sum(norms(block) for block in blocks) < norms(model)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)

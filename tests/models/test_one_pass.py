@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def plain(x, conv, norm, relu=True):
 
 
 def image(*shape, dtype=torch.float32, layout=torch.channels_last):
-    return torch.randn(shape or (2, 4, 9, 7)).to(dtype).contiguous(memory_format=layout)
+    return torch.randn(shape or (2, 4, 9, 9)).to(dtype).contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, halves])
@@ -144,15 +145,22 @@ def test_others_run_one_by_one(taken):
             conv_norm(x, conv, norm)
         with torch.backends.mkldnn.flags(enabled=False):
             conv_norm(x, conv, norm)
-        assert conv_norm(x[:0], conv, norm).shape == (0, 8, 9, 7)
-        assert conv_norm(x[0], conv, nn.Identity()).shape == (8, 9, 7)
+        assert conv_norm(x[:0], conv, norm).shape == (0, 8, 9, 9)
+        assert conv_norm(x[0], conv, nn.Identity()).shape == (8, 9, 9)
         conv_norm(x.double(), *pair(dtype=torch.float64))
         conv_norm(x.to("meta"), conv.to("meta"), norm.to("meta"))
+        conv_norm(image(1, 4, 2, 2), *pair())  # fewer numbers than weights
+        with pytest.raises(RuntimeError, match=r"[Kk]ernel size can't be greater"):
+            conv_norm(image(1, 4, 9, 2), *pair(kernel_size=5, padding=0))
+        both = pair()
+        torch.vmap(lambda one: conv_norm(one[None], *both))(x)
+        slope = torch.func.jvp(lambda x: conv_norm(x, *both), (x,), (torch.ones_like(x),))[1]
+        assert slope.abs().max() > 0
         with pytest.raises(RuntimeError, match="expected input"):
             conv_norm(image(1, 3, 4, 4), *pair())
         with FlopCounterMode(display=False) as counter:
             conv_norm(x, *pair())
-    assert counter.get_total_flops() == 2 * 2 * 8 * 4 * 9 * 63
+    assert counter.get_total_flops() == 2 * 2 * 8 * 4 * 9 * 81
     assert not taken
 
 
@@ -160,7 +168,7 @@ def test_others_run_one_by_one(taken):
 def test_networks_take_it(name, taken):
     """In inference, most of their convolutions; not in training."""
     model = medseg.create_model(name)
-    x = torch.rand(2, 3, 64, 64)
+    x = torch.rand(2, 3, 128, 128)
     model.train()(x)
     assert not taken
     with torch.no_grad(), use_backend("reference"):
@@ -235,3 +243,21 @@ def test_statistics_of_a_training_that_broke_show_in_the_outputs():
     with torch.no_grad():
         out = layer(torch.rand(1, 3, 8, 8))
     assert out[:, 1].isnan().all() and out[:, (0, 2, 3)].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, halves])
+def test_nan_is_not_hidden(dtype, taken):
+    """oneDNN's own ReLU would make 0 of it."""
+    conv, norm = pair(dtype=dtype)
+    x: Any = image(dtype=dtype)
+    bias: Any = norm.bias
+    weights: Any = conv.weight
+    with torch.no_grad():
+        x[0, 0, 4, 4] = float("nan")
+        assert conv_norm(x, conv, norm).isnan().sum() == 8 * 9
+        for last in (norm, nn.Identity()):
+            weights[3] = float("nan")
+            assert conv_norm(image(dtype=dtype), conv, last)[:, 3].isnan().all()
+        bias[5] = float("nan")
+        assert conv_norm(image(dtype=dtype), conv, norm)[:, 5].isnan().all()
+    assert len(taken) == 4
