@@ -22,6 +22,7 @@ class Fused(nn.Module):
         names: classes that it stands for, in letters and digits alone, small.
         extra: attributes that it keeps on a block beside ``backend``.
         own_weights: whether what it computes hangs on the values of the weights.
+        keeps_parts: tells `fuse_conv_bn` to leave the parts of a block alone.
         original: the class that the block had, and has again after `unfuse`.
         backend: of the fused op; None takes the fastest that can run.
     """
@@ -31,6 +32,7 @@ class Fused(nn.Module):
     names: ClassVar[tuple[str, ...]]
     extra: ClassVar[tuple[str, ...]] = ()
     own_weights: ClassVar[bool] = False
+    keeps_parts: ClassVar[bool] = True
     original: ClassVar[type[nn.Module]]
     backend: Any
 

@@ -39,9 +39,9 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
     model = copy.deepcopy(model)
     if example is None:
         example = _small_image(model)
-    inside = _inside_fused(model)
+    kept = _kept(model)
     pairs = _pairs(model, example if isinstance(example, tuple) else (example,))
-    pairs = [pair for pair in pairs if not inside.intersection(pair)]
+    pairs = [pair for pair in pairs if not kept.intersection(pair)]
     for conv, norm in pairs:
         _fold(conv, norm)
     folded = {norm for _, norm in pairs}
@@ -50,16 +50,15 @@ def fuse_conv_bn(model: nn.Module, example: Tensor | tuple[Any, ...] | None = No
             if child in folded:
                 setattr(parent, name, nn.Identity().eval())
     for module in model.modules():
-        if type(module) is nn.Conv2d and module not in inside:
+        if type(module) is nn.Conv2d and module not in kept:
             module.__class__ = PackedConv2d
     return model
 
 
-def _inside_fused(model: nn.Module) -> set[nn.Module]:
+def _kept(model: nn.Module) -> set[nn.Module]:
     """The parts of blocks that `medseg.fuse` has fused: with others, they would run unfused."""
-    from medseg.fusion.block import fused_blocks
-
-    return {part for _, block in fused_blocks(model) for part in block.modules()}
+    blocks = [m for m in model.modules() if getattr(type(m), "keeps_parts", False)]
+    return {part for block in blocks for part in block.modules()}
 
 
 def _small_image(model: nn.Module) -> Tensor:

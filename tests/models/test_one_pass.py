@@ -239,7 +239,7 @@ def test_weights_made_in_inference_mode():
 
 def test_statistics_of_a_training_that_broke_show_in_the_outputs():
     layer = ConvNorm(3, 4).eval()
-    layer.bn.running_var[1] = torch.nan
+    layer.bn.get_buffer("running_var")[1] = torch.nan
     with torch.no_grad():
         out = layer(torch.rand(1, 3, 8, 8))
     assert out[:, 1].isnan().all() and out[:, (0, 2, 3)].isfinite().all()
