@@ -34,7 +34,7 @@ def read_image(path: Path, channels: int | None = None, upright: bool = False) -
     """Reads an image as (H, W, C), C = 1 or 3 (RGB), uint8 or uint16 as it is in the file.
 
     Transparency is dropped; gray becomes RGB and back where ``channels`` asks for it. ``upright``
-    refuses an image that viewers turn or mirror by its EXIF entry: its mask could be either way.
+    refuses an image that some viewers turn or mirror by its EXIF entry.
 
     Raises:
         UserError: the file cannot be read, or its pixels are neither 8 nor 16 bit.
@@ -42,8 +42,8 @@ def read_image(path: Path, channels: int | None = None, upright: bool = False) -
     pixels, header = _decode(path)
     if upright and header.turned:
         raise UserError(
-            f"{path} is turned or mirrored by its EXIF entry, so that its mask could be meant for "
-            "either view: save the image upright, without the entry.",
+            f"{path} is turned or mirrored by its EXIF entry, which some programs heed and some do "
+            "not: save it upright, without the entry.",
             code=3,
         )
     if pixels.dtype not in (np.uint8, np.uint16):
@@ -157,7 +157,7 @@ def _decode(path: Path) -> tuple[np.ndarray, Header]:
     if header is None or pixels is None:
         raise UserError(
             f"{path} cannot be read as an image (missing, empty or damaged): "
-            "replace it, or leave it out and its mask too.",
+            "replace it, or leave it out.",
             code=3,
         )
     return pixels, header
