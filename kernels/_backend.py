@@ -202,6 +202,9 @@ def has_open_sizes(x: Tensor) -> bool:
 
     Then nothing may be asked of the sizes or of strides, which follow from them: the graph would
     hold for the sizes of the same answer alone. What takes every size costs little more.
+
+    Dynamo (`torch.compile`, `torch.export.export(strict=True)`) shows sizes as plain integers here
+    and guards on them: a graph for free sizes needs non-strict capture, as `medseg export` does it.
     """
     return any(isinstance(side, torch.SymInt) for side in x.shape)
 
