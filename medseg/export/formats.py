@@ -1,6 +1,7 @@
 """The kinds of files: how each is written, and how it is read and run again."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -90,7 +91,9 @@ def _check_torch() -> None:
 def _write_torch(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
     with _quiet():
         extra = {FACTS: json.dumps(dict(facts), ensure_ascii=False)}
-        torch.export.save(program, path, extra_files=extra)
+        packed = io.BytesIO()  # PyTorch's own writer ends the process where the disk is full
+        torch.export.save(program, packed, extra_files=extra)
+    path.write_bytes(packed.getbuffer())
 
 
 def _read_torch(path: Path, device: torch.device) -> Run:
@@ -112,14 +115,25 @@ def _check_aoti() -> None:
 
 
 def _write_aoti(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+    from torch._inductor.exc import CppCompileError, InductorError
     from torch.fx.experimental import _config
 
     known = {"aot_inductor.metadata": as_text(facts)}
     oblivious = _config.patch(backed_size_oblivious=True)  # pyright: ignore
-    with _quiet(), torch.no_grad(), oblivious:
-        torch._inductor.aoti_compile_and_package(
-            program, package_path=os.fspath(path), inductor_configs=known
-        )
+    try:
+        with _quiet(), torch.no_grad(), oblivious:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=os.fspath(path), inductor_configs=known
+            )
+    except (CppCompileError, InductorError) as error:
+        cause = getattr(error, "inner_exception", error)
+        said = (line.strip() for line in getattr(cause, "output", str(cause)).splitlines())
+        first = next(filter(None, said), type(cause).__name__).rstrip(".")
+        raise UserError(
+            f"--format aoti: the C++ compiler failed ({first}): mend it (medseg doctor names it), "
+            "or take --format onnx or torch.",
+            code=3,
+        ) from error
 
 
 def _read_aoti(path: Path, device: torch.device) -> Run:

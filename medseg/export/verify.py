@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.normalize import normalize
 from ..errors import UserError
-from ..inference import Trained
+from ..inference import Trained, full_memory, naming_flags
 from .formats import Run
 
 TOLERANCE = 1e-4  # of the largest logit, where that is above 1
@@ -74,14 +75,12 @@ def _checks(
 ) -> Iterator[dict[str, Any]]:
     drawn = torch.Generator().manual_seed(0)
     for images, height, width in sizes:
-        image = torch.rand(images, trained.channels, height, width, generator=drawn)
-        image = image.to(trained.device)
-        wanted = trained.network(normalize(image, trained.normalize)).float()
         where = f"{images} x {height}x{width}"
-        try:
-            found = run(image)
-        except Exception as error:
-            raise _refused(f"cannot be run on {where} ({_first_line(error)})") from error
+        with naming_flags(sizes=f"{height}x{width}"):
+            image = torch.rand(images, trained.channels, height, width, generator=drawn)
+            image = image.to(trained.device)
+            wanted = trained.network(normalize(image, trained.normalize)).float()
+            found = _run(run, image, where)
         if found.shape != wanted.shape:
             raise _refused(f"gives {tuple(found.shape)} for {where}, not {tuple(wanted.shape)}")
         error = float((found - wanted).abs().max())
@@ -90,6 +89,15 @@ def _checks(
             raise _refused(f"is {error:.1e} off the network on {where}, allowed are {allowed:.1e}")
         size = {"images": images, "height": height, "width": width}
         yield {**size, "error": error, "allowed": allowed}
+
+
+def _run(run: Run, image: Tensor, where: str) -> Tensor:
+    try:
+        return run(image)
+    except Exception as error:
+        if full_memory(error):
+            raise
+        raise _refused(f"cannot be run on {where} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,12 @@ import torch
 
 from ..errors import UserError
 
-_FULL = ("DefaultCPUAllocator", "not enough memory", "nsufficient memory")  # PyTorch's, OpenCV's
+_FULL = (  # the words of PyTorch, OpenCV and onnxruntime
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "nsufficient memory",
+    "Failed to allocate memory",
+)
 
 
 def full_memory(error: BaseException) -> str | None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -149,6 +150,51 @@ def test_missing_compiler_is_named(run, monkeypatch, capsys):
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     assert main(["--weights", str(run), "--format", "aoti"]) == 2
     assert "apt-get install -y g++" in capsys.readouterr().err
+
+
+def test_full_disk_is_a_sentence(run, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out = tmp_path / "n.pt2"
+    assert main(["--weights", str(run), "--format", "torch", "--out", str(out)]) == 3
+    assert "(No space left on device): make room there" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_failing_compiler_is_named(run, tmp_path, monkeypatch, capsys, wrapped):
+    from torch._inductor import exc
+
+    def fail(*_, **__):
+        error = exc.CppCompileError(["g++", "-c", "x.cpp"], "\nfatal error: no cc1plus.\nmore")
+        raise exc.InductorError(error, None) if wrapped else error
+
+    kind = dataclasses.replace(formats.FORMATS["aoti"], check=lambda: None)
+    monkeypatch.setitem(formats.FORMATS, "aoti", kind)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    out = tmp_path / "n.pt2"
+    assert main(["--weights", str(run), "--format", "aoti", "--out", str(out)]) == 3
+    said = capsys.readouterr().err
+    assert "--format aoti: the C++ compiler failed (fatal error: no cc1plus): mend it" in said
+    assert "Traceback" not in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't", "Failed to allocate memory for"])
+def test_images_beyond_memory_name_their_flag(run, tmp_path, monkeypatch, capsys, words):
+    def read(path, device):
+        def fail(image):
+            raise RuntimeError(words)
+
+        return fail
+
+    kind = dataclasses.replace(formats.FORMATS["torch"], read=read)
+    monkeypatch.setitem(formats.FORMATS, "torch", kind)
+    flags = ["--weights", str(run), "--format", "torch", "--out", str(tmp_path / "n.pt2")]
+    assert main([*flags, "--sizes", "9x8"]) == 3
+    assert "--sizes 9x8: the memory that this takes is more than" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes(trained):
