@@ -12,7 +12,8 @@ from medseg.models.fold import fuse_conv_bn
 
 from .cost import milliseconds
 from .report import OptimizeReport, Report, Step
-from .verify import HALF_TOLERANCE, TOLERANCE, device_of, distance, floats
+from .results import HALF_TOLERANCE, TOLERANCE, distance, floats
+from .verify import device_of
 from .walk import fuse
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.published import dra_net
 from medseg import fuse, unfuse
 from medseg.fusion.layout import is_turned
 
@@ -156,6 +157,15 @@ def test_inputs_without_a_layout():
     assert model(sparse) is sparse
     with pytest.raises(ValueError, match="fuse before torch"):
         fuse(torch.jit.script(nn.ReLU()), channels_last=True)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_training_of_a_network(seed, channels_last):
+    torch.manual_seed(seed)
+    model = dra_net.DRANet(3, 7, 8).train()
+    report = fuse(model, channels_last=channels_last, verify=torch.randn(2, 3, 64, 64))
+    assert len(report.fused) == 4 and is_turned(model) is channels_last
 
 
 @pytest.mark.parametrize("seed", range(3))

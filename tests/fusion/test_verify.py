@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medseg import fuse
-from medseg.fusion import forms, verify
+from medseg.fusion import forms, results
 from medseg.fusion.block import Fused
 
 from .cases import FORMS, PLACES, C, Model, make
@@ -129,7 +129,7 @@ def test_an_input_that_does_not_fit_restores_the_model():
 def test_distance():
     nan, inf = float("nan"), float("inf")
     a = torch.tensor([1.0, nan, inf, -4.0])
-    assert verify.distance(a, a.clone()) == 0
-    assert verify.distance(a, torch.tensor([2.0, nan, inf, -4.0])) == 0.25
-    assert verify.distance(a, torch.tensor([1.0, 2.0, inf, -4.0])) == inf
-    assert verify.distance(torch.zeros(0), torch.zeros(0)) == 0
+    assert results.distance(a, a.clone()) == 0
+    assert results.distance(a, torch.tensor([2.0, nan, inf, -4.0])) == 0.25
+    assert results.distance(a, torch.tensor([1.0, 2.0, inf, -4.0])) == inf
+    assert results.distance(torch.zeros(0), torch.zeros(0)) == 0
