@@ -144,11 +144,11 @@ def test_missing_packages_are_named(run, monkeypatch, capsys):
     assert "needs onnxscript: pip install 'medseg[export]'" in capsys.readouterr().err
 
 
-def test_missing_compiler_is_named(run, monkeypatch, capsys):
+def test_missing_compiler_is_named(run, capsys):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    assert main(["--weights", str(run), "--format", "aoti"]) == 2
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):  # monkeypatch would leave it broken
+        assert main(["--weights", str(run), "--format", "aoti"]) == 2
     assert "apt-get install -y g++" in capsys.readouterr().err
 
 

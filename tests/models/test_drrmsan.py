@@ -226,7 +226,9 @@ def test_gate_residual_lets_the_decoder_through():
                 gate = model.get_submodule(f"attn{level}.out")
                 gate.weight.zero_()
                 gate.bias.zero_()
-            assert torch.equal(model(x), bare(x)) == residual
+            out, expected = model(x), bare(x)
+            same = float((out - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+            assert same == residual
 
 
 def test_bounded_gate():

@@ -224,7 +224,7 @@ def test_synthetic_set_below_a_file(tmp_path, capsys):
 def _train_process(smear, tmp_path, before):
     words = [sys.executable, "-m", "medseg.train", "--data", smear, "--out", tmp_path / "runs"]
     line = before + "exec " + " ".join(map(str, [*words, *SHORT]))
-    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
 
 
 def test_nan_later_keeps_what_was_reached(train, monkeypatch):
