@@ -2,6 +2,7 @@
 """A fused model goes on as what it was: optimizers, hooks, averages, checkpoints, copies."""
 
 import copy
+import os
 import io
 import pickle
 import socket
@@ -209,7 +210,9 @@ def _worker(rank, port, folder):
             optimiser.step()
         results.append([p.detach() for p in parallel.parameters()])
     torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # a thread of gloo that is still there would abort the interpreter's end
 
 
 def test_ddp(tmp_path):
