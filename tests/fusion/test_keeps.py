@@ -2,8 +2,8 @@
 """A fused model goes on as what it was: optimizers, hooks, averages, checkpoints, copies."""
 
 import copy
-import os
 import io
+import os
 import pickle
 import socket
 
