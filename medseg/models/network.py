@@ -104,7 +104,7 @@ class Network(nn.Module):
     def legal_size(self, side: int) -> int:
         """The least height or width of the body that an image of that height or width fits in."""
         step = self.size_multiple
-        return (torch.sym_max(side, self.least_size) + step - 1) // step * step
+        return (torch.sym_max(side, self.least_size) + step - 1) // step * step  # pyright: ignore[reportReturnType]
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Gives the entries of a file of the original authors the names of this network.

@@ -1,3 +1,5 @@
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
+# pyright: reportOperatorIssue=false, reportOptionalSubscript=false
 """Attention whose batch norms share their statistics between processes, as SyncBatchNorm does.
 
 That one runs on GPUs alone; a norm of our own does the same here, between two real processes.
