@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ CUDA_FLAGS = (
     "-std=c++17 --expt-relaxed-constexpr -lineinfo -cudart static -Xfatbin -compress-all "
     "-Xcompiler -fPIC,-fvisibility=hidden"
 )
+FINGERPRINT = runpy.run_path(str(ROOT / "kernels" / "_sources.py"))["fingerprint"]
 OPENMP = "" if sys.platform == "darwin" else "-fopenmp"  # Apple's compiler has none: one thread
 
 
@@ -178,11 +180,13 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         self.notes: dict[str, str | None] = {}
+        self.sources: dict[str, str] = {}  # what was built, of what
         in_place = self.inplace or self.editable_mode
         self.folder = ROOT / "kernels" if in_place else Path(self.build_lib) / "medseg" / "kernels"
         self.folder.mkdir(parents=True, exist_ok=True)
         super().run()
-        (self.folder / "_build.json").write_text(json.dumps(self.notes, indent=1) + "\n")
+        notes = {**self.notes, "sources": self.sources}
+        (self.folder / "_build.json").write_text(json.dumps(notes, indent=1) + "\n")
 
     def build_extension(self, ext: Extension) -> None:
         name = ext.name.rpartition(".")[2]
@@ -192,8 +196,9 @@ class BuildKernels(build_ext):
         try:
             if os.environ.get(f"MEDSEG_BUILD{name.upper()}") == "0":
                 raise BuildError(f"MEDSEG_BUILD{name.upper()}=0 skipped it")
+            made_of = FINGERPRINT(name)
             self._compile(name, Path(self.get_ext_fullpath(ext.name)).resolve())
-            self.notes[name] = None
+            self.notes[name], self.sources[name] = None, made_of
             print(f"medseg: {ext.name} was built in {time.perf_counter() - started:.1f} s")
         except BuildError as error:
             self.notes[name] = str(error)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._sources import fingerprint
+
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 LAUNCHERS = {"cpu": "native", "cuda": "cuda", "triton": "kernel"}  # module in an op's folder
 
@@ -162,20 +164,30 @@ def _triton_missing() -> str | None:
 def compiled(name: str) -> tuple[ModuleType | None, str | None]:
     """The compiled module ``_cpu`` or ``_cuda``, or None and the reason in one sentence."""
     try:
-        return importlib.import_module(f".{name}", __package__), None
+        module = importlib.import_module(f".{name}", __package__)
     except ModuleNotFoundError:
         return None, f"{name} was not built: {_build_note(name)}"
     except ImportError as error:
         return None, f"{name} is built but does not load: {error}"
+    built_of = _build_notes().get("sources", {}).get(name)
+    if built_of is not None and fingerprint(name) not in (None, built_of):  # half a ms, once
+        return None, f"{name} is older than its sources in csrc/; pip install -e . builds it anew"
+    return module, None
 
 
 def _build_note(name: str) -> str:
-    """What setup.py wrote about the build."""
-    try:
-        notes = json.loads((Path(__file__).parent / "_build.json").read_text())
-    except (OSError, ValueError):
+    notes = _build_notes()
+    if not notes:
         return "no build has run here; pip install -e . builds it"
     return notes.get(name) or "the build left no reason; pip install -v -e . shows its output"
+
+
+def _build_notes() -> dict[str, Any]:
+    """What setup.py wrote about the build; nothing where none has run."""
+    try:
+        return json.loads((Path(__file__).parent / "_build.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 @functools.cache

@@ -128,6 +128,24 @@ def test_a_module_can_be_left_out(copy, name):
     assert notes[f"_{name.lower()}"] == f"MEDSEG_BUILD_{name}=0 skipped it"
 
 
+def test_a_build_remembers_what_it_was_made_of(setup, monkeypatch, tmp_path):
+    from setuptools import Distribution
+
+    def compile_nothing(self, name, target):
+        if name == "_cuda":
+            raise setup["BuildError"]("nvcc was not found")
+
+    monkeypatch.setattr(setup["BuildKernels"], "_compile", compile_nothing)
+    build = setup["BuildKernels"](Distribution({"ext_modules": setup["given"]["ext_modules"]}))
+    build.build_lib, build.build_temp = str(tmp_path / "lib"), str(tmp_path / "objects")
+    build.ensure_finalized()
+    build.run()
+    notes = json.loads((tmp_path / "lib" / "medseg" / "kernels" / "_build.json").read_text())
+    made_of = {"_cpu": setup["FINGERPRINT"]("_cpu")}
+    assert made_of["_cpu"] is not None
+    assert notes == {"_cpu": None, "_cuda": "nvcc was not found", "sources": made_of}
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [

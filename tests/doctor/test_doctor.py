@@ -66,6 +66,15 @@ def test_no_compiled_ops_and_no_compiler(broken):
     assert "was not built" in eca["cpu"]["why_not"]
 
 
+def test_compiled_ops_of_older_sources(monkeypatch):
+    reason = "_cpu is older than its sources in csrc/; pip install -e . builds it anew"
+    monkeypatch.setattr("medseg.kernels._backend.compiled", lambda name: (None, reason))
+    rows = [ops.Row("eca", "cpu", "cpu", why_not=reason), ops.Row("eca", "cpu", "reference", True)]
+    (found,) = ops.check_built(rows)
+    assert found.says == f"plain PyTorch does all the work on the CPU: {reason}"
+    assert (found.level, found.remedy) == ("warning", "pip install -e .")
+
+
 def test_two_opencv_wheels(broken):
     code, document = broken
     (found,) = findings(document, "opencv")

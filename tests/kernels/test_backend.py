@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from medseg.kernels import _backend, backend_report, eca_attention, triplet_attention, use_backend
+from medseg.kernels import (
+    _backend,
+    _sources,
+    backend_report,
+    eca_attention,
+    triplet_attention,
+    use_backend,
+)
 
 X, TAPS = torch.ones(1, 2, 3, 4), torch.ones(3)
 
@@ -116,6 +123,42 @@ def test_a_module_that_does_not_load_is_reported(monkeypatch):
     finally:
         monkeypatch.undo()
         _backend.compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("now", "stale"), [("then", False), ("now", True), (None, False)])
+def test_a_module_older_than_its_sources_is_not_used(monkeypatch, tmp_path, now, stale):
+    (tmp_path / "_build.json").write_text(json.dumps({"_cpu": None, "sources": {"_cpu": "then"}}))
+    monkeypatch.setattr(_backend, "__file__", str(tmp_path / "_backend.py"))
+    monkeypatch.setattr(_backend, "fingerprint", lambda name: now)
+    monkeypatch.setattr(importlib, "import_module", lambda name, package=None: sys)
+    said = "_cpu is older than its sources in csrc/; pip install -e . builds it anew"
+    assert _backend.compiled.__wrapped__("_cpu") == ((None, said) if stale else (sys, None))
+
+
+def test_fingerprint_of_sources(monkeypatch, tmp_path):
+    monkeypatch.setattr(_sources, "__file__", str(tmp_path / "kernels" / "_sources.py"))
+    assert _sources.fingerprint("_cpu") is None
+    names = ("cpu_bindings.cpp", "cuda_bindings.cpp", "pages.h", "cpu/eca.cpp", "cuda/eca.cu")
+    for name in names:
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).write_text("int one;")
+
+    def both():
+        return _sources.fingerprint("_cpu"), _sources.fingerprint("_cuda")
+
+    changes = {}
+    for name in (*names, "cpu/.eca.cpp.swp"):
+        before = both()
+        (tmp_path / "csrc" / name).write_text("int two;")
+        changes[name] = [a != b for a, b in zip(before, both(), strict=True)]
+    assert changes == {
+        "cpu_bindings.cpp": [True, False],
+        "cuda_bindings.cpp": [False, True],
+        "pages.h": [True, True],
+        "cpu/eca.cpp": [True, False],
+        "cuda/eca.cu": [False, True],
+        "cpu/.eca.cpp.swp": [False, False],
+    }
 
 
 @pytest.mark.parametrize("first", ("kernels", "medseg.kernels"))
