@@ -32,6 +32,7 @@ SCHEDULES = ("cosine", "poly", "step", "plateau", "constant")
 WEIGHTS = ("none", "median")  # of classes, in the loss
 NORMALIZATIONS = ("none", "imagenet")
 _EPOCHS, _EPOCHS_SYNTHETIC = 30, 12
+_LEAST = 0.01  # of the factors of --rescale, which end at its reciprocal
 _CHOICES = {
     "precision": PRECISIONS,
     "backend": BACKENDS,
@@ -79,6 +80,11 @@ class TrainConfig:
     fold: int = flag(0, "the part of --folds that validates, from 0")
     cache: float = flag(1.0, "GB of memory for decoded images, on each machine; 0: none")
     augment: bool = flag(True, "flips, turns and colour changes of the training batches")
+    rescale: str = flag(
+        "none",
+        "least and largest factor, such as 0.5,2, by which training images are scaled at random "
+        "before their square is cut; none: not at all",
+    )
     normalize: str = flag("none", f"of the images, which are 0..1: {', '.join(NORMALIZATIONS)}")
     optimizer: str = flag("adamw", f"one of {', '.join(OPTIMIZERS)}")
     lr: float = flag(2e-3, "peak learning rate")
@@ -144,6 +150,11 @@ class TrainConfig:
             require(fine, "class_weights", self.class_weights, "must be numbers above 0")
         if self.class_weights != "none" and self.loss in LOSSES:
             refuse_weights(self.loss)
+        if self.rescale != "none":
+            factors = self.rescale_range or ()
+            fine = len(factors) == 2 and _LEAST <= factors[0] <= factors[1] <= 1 / _LEAST
+            words = f"must be none, or two numbers from {_LEAST} to {1 / _LEAST:g}, as in 0.5,2"
+            require(fine, "rescale", self.rescale, words)
         require_least(self, 0, "cache")
         for name in ("batch", "patches"):
             value = getattr(self, name)
@@ -162,10 +173,12 @@ class TrainConfig:
     @property
     def class_numbers(self) -> tuple[float, ...] | None:
         """The numbers of `class_weights`, "1,2.5,3"; None where it is a word."""
-        try:
-            return tuple(float(word) for word in self.class_weights.split(","))
-        except ValueError:
-            return None
+        return _numbers(self.class_weights)
+
+    @property
+    def rescale_range(self) -> tuple[float, float] | None:
+        """The numbers of `rescale`, "0.5,2"; None where it is a word."""
+        return _numbers(self.rescale)  # pyright: ignore[reportReturnType] - two, as is checked
 
     @property
     def images(self) -> int:
@@ -196,6 +209,14 @@ class TrainConfig:
             if values[key] is not None and os.path.exists(values[key]):
                 values[key] = os.path.abspath(values[key])
         return values | {"name": None, "resume": None}
+
+
+def _numbers(text: str) -> tuple[float, ...] | None:
+    """The numbers of "1,2.5,3"; None where it is something else."""
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        return None
 
 
 def parse_flags(argv: Sequence[str], prog: str = "medseg train") -> TrainConfig:

@@ -3,7 +3,8 @@
 From the programs: DRA-Net (github.com/W-JFenf/DRA-Net), DPSAU2-Net (github.com/WKSalt/DPSAU2-Net),
 DRRMSAN (github.com/Jimut123/drrmsan_tests), HPDDRNet (github.com/fanjuchen/HPDDRNet). E-DU's was
 not published: these are the values of its ancestor, Sharp U-Net. Augmentation is this package's
-own, on where the program augmented at all.
+own, on where the program augmented at all; HPDDRNet's also scales each image before its crop is
+taken, in the original from 2048x1024 pixels, here from the resolution of the file.
 
 What belongs to the data and not to the training is left to the caller: the split, and HPDDRNet's
 weights of grains, pores and clay, `--class_weights 0.8373,0.918,0.866`.
@@ -79,6 +80,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "size": 1024,
         "patches": 1,
         "foreground": 0.0,
+        "rescale": "0.5,2",
         "normalize": "imagenet",
         "seed": 304,
     },

@@ -37,13 +37,23 @@ def letterbox(height: int, width: int, size: int) -> Letterbox:
 
 
 def fit_image(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, C) -> (size, size, C): area average where it shrinks, bilinear where it grows."""
+    """(H, W, C) -> (size, size, C): scaled as by ``scale_image``, reflected around itself."""
     box = letterbox(image.shape[0], image.shape[1], size)
-    shrinks = box.height < image.shape[0] or box.width < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    scaled = _resize(image, box, method)
+    scaled = scale_image(image, box.height, box.width)
     square = cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_REFLECT)
     return square.reshape(size, size, image.shape[2])
+
+
+def scale_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) -> (height, width, C): area average where it shrinks, bilinear where it grows."""
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    scaled = _resize(image, height, width, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return scaled.reshape(height, width, image.shape[2])
+
+
+def scale_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W) -> (height, width): the nearest pixel, so that no class is made up."""
+    return _resize(mask, height, width, cv2.INTER_NEAREST_EXACT)
 
 
 def pad_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -64,7 +74,7 @@ def to_planes(pixels: np.ndarray) -> Tensor:
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """(H, W) class indices -> (size, size) int16: nearest, ``IGNORE`` beside the image."""
     box = letterbox(mask.shape[0], mask.shape[1], size)
-    scaled = _resize(mask.astype(np.int16), box, cv2.INTER_NEAREST_EXACT)
+    scaled = scale_mask(mask.astype(np.int16), box.height, box.width)
     return cv2.copyMakeBorder(scaled, *_margins(box, size), cv2.BORDER_CONSTANT, value=(IGNORE,))
 
 
@@ -112,10 +122,10 @@ def to_labels(probabilities: Tensor) -> np.ndarray:
     return found.to(torch.uint8).cpu().numpy()
 
 
-def _resize(pixels: np.ndarray, box: Letterbox, method: int) -> np.ndarray:
-    if pixels.shape[:2] == (box.height, box.width):
+def _resize(pixels: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
+    if pixels.shape[:2] == (height, width):
         return pixels
-    return cv2.resize(pixels, (box.width, box.height), interpolation=method)
+    return cv2.resize(pixels, (width, height), interpolation=method)
 
 
 def _margins(box: Letterbox, size: int) -> tuple[int, int, int, int]:

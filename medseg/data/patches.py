@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from .cache import UNKNOWN, Decoded, keep_decoded, pack_mask
+from .cut import Draws, Range, cut_patch, draw_corner, draw_side
 from .dataset import Item, as_item
 from .files import parallel, read_image, read_mask
-from .geometry import pad_image
 from .header import read_header
 from .table import Sample, Table
 
@@ -42,6 +40,8 @@ class PatchSet(Dataset[Item]):
         foreground: probability of a patch on the foreground, 0 to 1.
         seed: of the draws.
         cache_bytes: memory for decoded images; those that do not fit are decoded for each patch.
+        rescale: least and largest factor by which the image is scaled for a patch; None: not at
+            all. Only what the patch shows of it is.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class PatchSet(Dataset[Item]):
         foreground: float = FOREGROUND,
         seed: int = 0,
         cache_bytes: int = 1 << 30,
+        rescale: Range | None = None,
     ) -> None:
         if size < 1 or patches < 1 or not 0 <= foreground <= 1:
             raise ValueError(
@@ -61,8 +62,8 @@ class PatchSet(Dataset[Item]):
             )
         self.table, self.samples = table, list(samples)
         self.size, self.patches = size, patches
-        self.foreground, self.seed = foreground, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.foreground, self.seed, self.rescale = foreground, seed, rescale
+        self._draws = Draws(seed)
         self._kept = keep_decoded(self._read, self.samples, cache_bytes)
         self._spots = parallel(self._find_spots, range(len(self.samples)))
 
@@ -73,7 +74,7 @@ class PatchSet(Dataset[Item]):
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the patches of an epoch; loader workers see it at their next one."""
-        self._epoch.fill_(epoch)
+        self._draws.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.samples) * self.patches
@@ -81,15 +82,16 @@ class PatchSet(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         number = index // self.patches
         pixels, mask = self._decoded(number)
-        draw = np.random.default_rng([self.seed, int(self._epoch), index])
+        draw = self._draws.of(index)
+        side = draw_side(draw, self.size, self.rescale)
         spots = self._spots[number]
         if spots and draw.random() < self.foreground:
             of_class = spots[draw.integers(len(spots))]
             row, column = of_class[draw.integers(len(of_class))]
-            corner = (int(row) - self.size // 2, int(column) - self.size // 2)
+            corner = (int(row) - side // 2, int(column) - side // 2)
         else:
-            corner = tuple(int(draw.integers(max(0, side - self.size) + 1)) for side in mask.shape)
-        return as_item(*cut_patch(pixels, mask, corner, self.size), number)
+            corner = draw_corner(draw, mask.shape, side)
+        return as_item(*cut_patch(pixels, mask, corner, side, self.size), number)
 
     def _decoded(self, number: int) -> Decoded:
         return self._kept[number] if number < self.kept else self._read(self.samples[number])
@@ -111,30 +113,6 @@ class PatchSet(Dataset[Item]):
                     places = places[draw.integers(len(places), size=_MOST_SPOTS)]
                 found.append(np.stack(np.unravel_index(places, mask.shape), 1).astype(np.int32))
         return found
-
-
-def cut_patch(pixels: np.ndarray, mask: np.ndarray, corner: tuple[int, ...], size: int) -> Decoded:
-    """The square at ``corner`` (row, column), moved inside, and padded where the image ends.
-
-    Args:
-        pixels: (H, W, C).
-        mask: (H, W) uint8.
-        corner: may lie outside.
-        size: side of the square.
-
-    Returns:
-        (size, size, C), reflected at the image's ends, and (size, size), ``UNKNOWN`` there.
-    """
-    top, left = (
-        min(max(0, at), max(0, side - size)) for at, side in zip(corner, mask.shape, strict=True)
-    )
-    image = pixels[top : top + size, left : left + size]
-    labels = mask[top : top + size, left : left + size]
-    down, right = size - labels.shape[0], size - labels.shape[1]
-    if down or right:
-        edges = (down // 2, down - down // 2, right // 2, right - right // 2)
-        labels = cv2.copyMakeBorder(labels, *edges, cv2.BORDER_CONSTANT, value=(UNKNOWN,))
-    return pad_image(image, size), labels
 
 
 def patches_to_cover(samples: Sequence[Sample], size: int) -> int:

@@ -29,17 +29,20 @@ def open_sets(config: TrainConfig, table: Table, fabric: Fabric) -> tuple[Set, S
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", fabric.world_size))
     each = config.cache * 1e9 / processes / sum(len(part) for part in parts)
     budgets = [int(each * len(part)) for part in parts]
+    rescales = config.rescale_range, None  # val images are seen as they are
     if config.patches is None:
         train, val = (
-            SegmentationSet(table, part, config.size, budget)
-            for part, budget in zip(parts, budgets, strict=True)
+            SegmentationSet(table, part, config.size, budget, rescale, config.seed)
+            for part, budget, rescale in zip(parts, budgets, rescales, strict=True)
         )
     else:
         assert isinstance(config.patches, int)  # `prepare` has counted
         counts = config.patches, min(config.patches, _LOSS_PATCHES)
         train, val = (
-            PatchSet(table, part, config.size, count, config.foreground, config.seed, budget)
-            for part, count, budget in zip(parts, counts, budgets, strict=True)
+            PatchSet(
+                table, part, config.size, count, config.foreground, config.seed, budget, rescale
+            )
+            for part, count, budget, rescale in zip(parts, counts, budgets, rescales, strict=True)
         )
     return train, val
 

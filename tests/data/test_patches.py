@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from medseg.data import IGNORE, PatchSet, load_table, patches_to_cover, read_image, read_mask
 from medseg.data.cache import UNKNOWN
-from medseg.data.patches import cut_patch
+from medseg.data.cut import cut_patch
 
 from .conftest import SHARED
 
@@ -95,14 +95,16 @@ def test_living_workers_see_the_next_epoch(rare):
 @given(
     sides=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     corner=st.tuples(st.integers(-50, 50), st.integers(-50, 50)),
+    side=st.integers(1, 48),
     size=st.integers(1, 48),
     channels=st.sampled_from([1, 3]),
 )
-def test_any_image_gives_a_whole_square(sides, corner, size, channels):
+def test_any_image_gives_a_whole_square(sides, corner, side, size, channels):
     pixels = np.full((*sides, channels), 7, np.uint16)
-    image, mask = cut_patch(pixels, np.ones(sides, np.uint8), corner, size)
+    image, mask = cut_patch(pixels, np.ones(sides, np.uint8), corner, side, size)
     assert image.shape == (size, size, channels) and (image == 7).all()
-    known = min(size, sides[0]) * min(size, sides[1])
+    high, wide = (max(1, round(min(side, each) * size / side)) for each in sides)
+    known = high * wide
     assert (mask == 1).sum() == known and (mask == UNKNOWN).sum() == size**2 - known
 
 

@@ -80,7 +80,7 @@ PUBLISHED = {  # by the sections of the specifications on losses and recipes
     "--batch 2 --size 256 --augment false --deep_supervision true --seed 3",
     "hpddrnet": "--optimizer sgd --lr 0.01 --momentum 0.9 --weight_decay 5e-4 --schedule poly "
     "--power 0.9 --lr_end 0 --steps 120000 --batch 6 --size 1024 --patches 1 --foreground 0 "
-    "--normalize imagenet --deep_supervision true --seed 304",
+    "--rescale 0.5,2 --normalize imagenet --deep_supervision true --seed 304",
     "e_du": "--optimizer adam --lr 1e-3 --weight_decay 0 --schedule plateau --step_size 10 "
     "--gamma 0.1 --lr_end 1e-5 --early_stop 20 --epochs 200 --batch 16 --size 256 --augment false",
 }

@@ -13,6 +13,7 @@ from .processes import TRAIN, finish, finished_weights, kill, start, wait_for_ch
 
 # dropout, augmentation, averaged weights, and a checkpoint after every step
 LONG = ["--epochs", "3", "--batch", "2", "--size", "32", "--ema", "0.9", "--save_minutes", "1e-9"]
+LONG += ["--rescale", "0.5,2"]
 
 
 def _flags(smear, out, name, *more):
