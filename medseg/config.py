@@ -117,6 +117,7 @@ class TrainConfig:
     reset_head: bool = flag(False, "take --weights of another number of classes, without the head")
     unsafe: bool = flag(False, "take --weights out of a whole pickled model, which can carry code")
     resume: str | None = flag(None, "run folder to go on with, from its last.ckpt")
+    json: bool = flag(False, "print one JSON document at the end, and all else to stderr")
 
     def __post_init__(self) -> None:
         """Refuses values that no training can have."""
@@ -208,7 +209,7 @@ class TrainConfig:
         for key in ("data", "csv", "weights"):
             if values[key] is not None and os.path.exists(values[key]):
                 values[key] = os.path.abspath(values[key])
-        return values | {"name": None, "resume": None}
+        return values | {"name": None, "resume": None, "json": False}
 
 
 def _numbers(text: str) -> tuple[float, ...] | None:

@@ -27,7 +27,7 @@ SIBLINGS = (
 )
 # From the ground up: a part imports itself and lower floors; siblings also one another.
 FLOORS = (
-    ("errors", "startup"),
+    ("document", "errors", "startup"),
     ("kernels",),
     ("layers",),
     ("models",),

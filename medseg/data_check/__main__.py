@@ -1,7 +1,6 @@
 """`medseg data check DIR`: all that is wrong or doubtful in a data folder, at once."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(flags: argparse.Namespace, journal: "Journal") -> bool:
+    from ..document import print_document
     from .check import Options, check, unseen
 
     options = Options(
@@ -48,7 +48,7 @@ def _check(flags: argparse.Namespace, journal: "Journal") -> bool:
 
         write_page(done, Path(flags.page))
     if flags.json:
-        print(json.dumps(done.as_dict(), indent=1))
+        print_document(done.as_dict())
         return done.fits
     from .show import show
 

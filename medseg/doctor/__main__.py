@@ -1,6 +1,5 @@
 """`medseg doctor`: what this machine has, what each op takes and why, and what to mend."""
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -36,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look(flags: "Namespace") -> int:
     facts, rows, findings = examine(flags)
+    from ..document import print_document
     from ..findings import by_level, fits
 
     healthy = fits(findings)
     if flags.json:
         document = {**facts, "ops": [row.as_dict() for row in rows]}
         document |= {"findings": [asdict(one) for one in by_level(findings)], "healthy": healthy}
-        print(json.dumps(document, indent=1))
+        print_document(document)
     else:
         from rich.console import Console
 

@@ -1,12 +1,12 @@
 """What `medseg evaluate` does: scores, a table of images, a comparison."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..document import print_document, without_nan
 from ..errors import UserError
 from ..evaluation import (
     DEFINITION,
@@ -103,12 +103,12 @@ def evaluate(config: EvaluateConfig, journal: "Journal") -> dict[str, Any]:
         document, rows = _score(config, str(config.weights))
         if out is not None:
             out.write_rows("evaluation.csv", rows)
-    document = _without_nan(document)
+    document = without_nan(document)
     if out is not None:
         name = "comparison.json" if config.compare else "evaluation.json"
         out.write_json(name, document)
     if config.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print_document(document)
     else:
         from .show import show
 
@@ -180,10 +180,3 @@ def _out_folder(config: EvaluateConfig) -> RunFolder | None:
     except OSError as error:
         raise UserError(f"--out {config.out}: cannot be written to ({error.strerror}).") from None
     return RunFolder(Path(config.out))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what has no value is null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

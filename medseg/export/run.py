@@ -1,6 +1,5 @@
 """What `medseg export` does: a trained network in, a file out that has been run."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..document import print_document
 from ..errors import UserError
 from ..flags import check_choice, flag, parse, require_text
 from ..inference import Trained, load_trained
@@ -82,7 +82,7 @@ def export(config: ExportConfig, journal: "Journal") -> dict[str, Any]:
     document = {"file": str(path), "format": config.format, "bytes": path.stat().st_size}
     document |= {"weights": str(trained.path), "facts": facts, "checks": checks}
     if config.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print_document(document)
     else:
         from .show import show
 

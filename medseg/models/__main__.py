@@ -1,7 +1,6 @@
 """`python -m medseg.models`: every network with its size, its cost, where it comes from."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     flags = parser.parse_args(argv)
     settle()
+    from ..document import print_document
     from . import list_models
 
     names = list_models(flags.pattern)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     facts = [facts_of(name) for name in names]
     if flags.json:
-        print(json.dumps(facts, indent=2))
+        print_document(facts)
     else:
         _show(facts)
     return 0

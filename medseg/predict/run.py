@@ -1,6 +1,5 @@
 """What `medseg predict` does: images in, files out."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -9,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..document import print_document
 from ..errors import OutputError, UserError
 from ..flags import check_choice, flag, parse, require, require_least, require_text
 from ..inference import (
@@ -117,7 +117,7 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
         "seconds": done.seconds,
     }
     if config.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print_document(document)
     else:
         rate = len(done.images) / max(done.seconds, 1e-9)
         kinds = ", ".join(config.write)

@@ -49,6 +49,7 @@ def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
         The path of the run folder.
     """
     huge_pages = describe_huge_pages()
+    from ..document import one_document
     from ..engine import Engine, load_state
     from ..kernels import use_backend
     from ..prepare import deterministic, prepare
@@ -56,7 +57,8 @@ def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
     from .results import finish
 
     asked = config.backend != "auto"  # else MEDSEG_BACKEND counts
-    with use_backend(config.backend) if asked else nullcontext(), deterministic():
+    backend = use_backend(config.backend) if asked else nullcontext()
+    with one_document(config.json) as tell, backend, deterministic():
         job = prepare(config, journal)
         config = job.config
         engine = Engine(config, job.table, job.fabric, job.network)
@@ -74,7 +76,9 @@ def train(config: "TrainConfig", journal: "Journal", started: float) -> Path:
         if engine.first_batch is not None:
             facts["first_batch"] = round(engine.first_batch - started, 1)
         facts["seconds"] = round(time.perf_counter() - started, 1)
-        finish(job, engine, run, journal, facts, stopped)
+        document = finish(job, engine, run, journal, facts, stopped)
+        if document is not None:
+            tell(document)
         if stopped is not None:
             raise stopped
     return run.path if run else Path(config.out)

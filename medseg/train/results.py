@@ -1,6 +1,7 @@
 """What a run leaves behind at its end: scores, curves, the report."""
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +29,16 @@ def finish(
     journal: "Journal",
     facts: dict[str, Any],
     stopped: UserError | None,
-) -> None:
-    """Scores the best weights and writes scores, curves and report."""
+) -> dict[str, Any] | None:
+    """Scores the best weights and writes scores, curves and report.
+
+    Returns:
+        The document that --json prints; None but in the first process.
+    """
     engine.use_best()
     rows, _ = engine.score()
     if run is None:
-        return
+        return None
     scores = [row.dice for row in rows]
     names = job.table.names[1:]
     columns = dict(zip(names, job.dice_columns, strict=True))
@@ -65,6 +70,35 @@ def finish(
     journal.say(first + waiting_share(job.config, engine.history))
     journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
     journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
+    return document_of(report, run)
+
+
+def document_of(report: Report, run: RunFolder) -> dict[str, Any]:
+    """What --json prints: where everything is, and the figures of the report."""
+    by_epoch = {row["epoch"]: row for row in report.history}
+    names = {
+        "weights": "best.safetensors",
+        "checkpoint": "last.ckpt",
+        "metrics": "metrics.csv",
+        "scores": "scores.csv",
+        "report": "report/index.html",
+    }
+    return {
+        "run": str(run.path),
+        "model": report.config["model"],
+        "data": dict(report.data),
+        "device": report.facts["device"],
+        "seconds": report.facts["seconds"],
+        "stopped": report.stopped,
+        "best_epoch": report.best_epoch,
+        "best_dice": by_epoch[report.best_epoch]["dice"],
+        "best": by_epoch[report.best_epoch],
+        "last": report.history[-1],
+        "mean": asdict(report.lines[0]),
+        "classes": {line.name: asdict(line) for line in report.lines[-len(report.names) :]},
+        "speed": None if report.speed is None else asdict(report.speed),
+        "files": {key: str(run.path / name) for key, name in names.items()},
+    }
 
 
 def _review(engine: Engine, wanted: set[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:

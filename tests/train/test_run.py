@@ -124,10 +124,10 @@ def test_bf16_trains(train):
 
 def test_two_processes_share_the_work(smear, tmp_path):
     words = ["--data", smear, "--devices", "cpu:2", "--epochs", 1, "--batch", 2, "--size", 32]
-    done = _process("train", *words, "--out", tmp_path, "--name", "pair")
+    done = _process("train", *words, "--out", tmp_path, "--name", "pair", "--json")
     assert done.returncode == 0, done.stderr
-    assert "cpu x 2" in done.stdout
-    assert done.stdout.count("epoch 1/1") == 1
+    assert json.loads(done.stdout)["device"] == "cpu x 2"
+    assert done.stderr.count("epoch 1/1") == 1
     assert len(rows_of(tmp_path / "pair" / "scores.csv")) == 2
 
 
