@@ -281,3 +281,45 @@ def test_a_kept_connection_must_ask_again(client, monkeypatch):
                     line.sendall(b"G")
                     time.sleep(0.05)
             assert time.monotonic() < begun + 5
+
+
+def test_a_client_that_reads_nothing_loses_its_answer(client, monkeypatch):
+    """The answer is more than the system keeps for it; others are answered meanwhile."""
+    import httpx
+
+    monkeypatch.setattr("medseg.serve.connection._UNREAD", 1)
+    image = picture(1000, 1000)
+    head = f"POST /predict?write=probabilities HTTP/1.1\r\nContent-Length: {len(image)}\r\nHost: "
+    with listening(client, monkeypatch, 5) as (place, _), socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.settimeout(20)
+        line.connect(place)
+        line.sendall(f"{head}{place[0]}\r\n\r\n".encode() + image)
+        url = f"http://{place[0]}:{place[1]}/metrics"
+        seen, until = [], time.monotonic() + 20
+        while 2.0 not in seen or seen[-1] != 1:  # the other answer, and this one
+            seen.append(values(httpx.get(url).text, "medseg_in_flight")[""])
+            assert time.monotonic() < until, seen
+            time.sleep(0.05)
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := line.recv(1 << 20):
+                taken += len(part)
+        assert taken < 6_000_000  # 3 classes, 2 bytes each
+
+
+def test_answers_that_are_read_slowly_come_whole(client, monkeypatch):
+    """Each part within its time, all of them in more."""
+    monkeypatch.setattr("medseg.serve.connection._UNREAD", 2)
+    image = picture(1000, 1000)
+    head = f"POST /predict?write=probabilities HTTP/1.1\r\nContent-Length: {len(image)}\r\nHost: "
+    with listening(client, monkeypatch, 0.5) as (place, _), socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        line.settimeout(20)
+        line.connect(place)
+        line.sendall(f"{head}{place[0]}\r\n\r\n".encode() + image)
+        taken = 0
+        while part := line.recv(1 << 16):
+            taken += len(part)
+            time.sleep(0.03)
+        assert taken > 6_000_000
