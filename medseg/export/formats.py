@@ -127,7 +127,9 @@ def _write_aoti(program: torch.export.ExportedProgram, path: Path, facts: Facts)
             )
     except (CppCompileError, InductorError) as error:
         cause = getattr(error, "inner_exception", error)
-        said = (line.strip() for line in getattr(cause, "output", str(cause)).splitlines())
+        if not isinstance(cause, CppCompileError):
+            raise
+        said = (line.strip() for line in cause.output.splitlines())
         first = next(filter(None, said), type(cause).__name__).rstrip(".")
         raise UserError(
             f"--format aoti: the C++ compiler failed ({first}): mend it (medseg doctor names it), "

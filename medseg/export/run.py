@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ..document import print_document
 from ..errors import UserError
 from ..flags import check_choice, flag, parse, require_text
-from ..inference import Trained, load_trained
+from ..inference import Trained, full_memory, load_trained
 from ..runs import installed_version
 from .capture import capture
 from .formats import FORMATS, INPUT, OUTPUT, Format
-from .verify import check, parse_sizes, sizes_of
+from .verify import check, first_line, parse_sizes, sizes_of
 
 if TYPE_CHECKING:
     from ..console import Journal
@@ -76,7 +76,8 @@ def export(config: ExportConfig, journal: "Journal") -> dict[str, Any]:
     path = _target(config, trained, kind)
     facts = facts_of(trained)
     with _beside(path) as file:
-        kind.write(capture(trained), file, facts)
+        with _naming_exporter(config.format):
+            kind.write(capture(trained), file, facts)
         read = partial(kind.read, file, trained.device)
         checks = check(read, trained, sizes_of(trained, config.sizes))
     document = {"file": str(path), "format": config.format, "bytes": path.stat().st_size}
@@ -135,6 +136,30 @@ def _target(config: ExportConfig, trained: Trained, kind: Format) -> Path:
     if os.path.lexists(path) and not config.overwrite:
         raise UserError(f"--out {path}: is there already; name another file, or take --overwrite.")
     return path
+
+
+@contextmanager
+def _naming_exporter(kind: str) -> Iterator[None]:
+    """Turns what PyTorch's exporters and compilers raise into a sentence.
+
+    Raises:
+        UserError: they failed.
+    """
+    try:
+        yield
+    except (UserError, OSError):  # of a full disk `_beside` tells
+        raise
+    except Exception as error:
+        where = full_memory(error)
+        if where is not None:
+            why = f"needs more memory than {where} has free: free some, or export elsewhere."
+        else:
+            why = (
+                f"PyTorch's exporter failed ({type(error).__name__}: {first_line(error)}): try "
+                "another --format, and please report it with the versions that medseg doctor "
+                "prints."
+            )
+        raise UserError(f"--format {kind}: {why}", code=3) from error
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from .formats import Run
 
 TOLERANCE = 1e-4  # of the largest logit, where that is above 1
 _LARGEST = 1 << 13  # side of an image that is tried
+_LONGEST = 200  # characters of a reason that is quoted
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 _SMALL = 64  # the usual sizes are not above twice of it: they are run in seconds
 
 
@@ -66,7 +68,7 @@ def check(
     try:
         run = read()
     except Exception as error:
-        raise _refused(f"cannot be opened ({_first_line(error)})") from error
+        raise _refused(f"cannot be opened ({first_line(error)})") from error
     return list(_checks(run, trained, sizes))
 
 
@@ -97,11 +99,14 @@ def _run(run: Run, image: Tensor, where: str) -> Tensor:
     except Exception as error:
         if full_memory(error):
             raise
-        raise _refused(f"cannot be run on {where} ({_first_line(error)})") from error
+        raise _refused(f"cannot be run on {where} ({first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+def first_line(error: Exception) -> str:
+    """What an error says first, without colours and not too long; its kind if it says nothing."""
+    lines = (line.strip() for line in _COLOURS.sub("", str(error)).splitlines())
+    said = next(filter(None, lines), type(error).__name__).rstrip(".")
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
 
 
 def _refused(what: str) -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 from medseg.data.normalize import normalize
 from medseg.export import formats, main
@@ -179,6 +180,62 @@ def test_failing_compiler_is_named(run, tmp_path, monkeypatch, capsys, wrapped):
     said = capsys.readouterr().err
     assert "--format aoti: the C++ compiler failed (fatal error: no cc1plus): mend it" in said
     assert "Traceback" not in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "error", "words"),
+    [
+        ("torch", "torch.export.save", RuntimeError("\n\n"), "(RuntimeError: RuntimeError)"),
+        ("torch", "torch.export.save", MemoryError(), "needs more memory than this machine has"),
+        ("onnx", "torch.onnx.export", ValueError("\x1b[96mno\x1b[0m op.\nmore"), "or: no op): try"),
+        (
+            "aoti",
+            "torch._inductor.aoti_compile_and_package",
+            ValueError("long" * 60),
+            "longlong ...)",
+        ),
+        (
+            "aoti",
+            "torch._inductor.aoti_compile_and_package",
+            InductorError(TypeError("no lowering"), None),
+            "(InductorError: TypeError: no lowering): try another --format",
+        ),
+    ],
+)
+def test_failing_exporter_is_a_sentence(
+    run, tmp_path, monkeypatch, capsys, kind, where, error, words
+):
+    def fail(*_, package_path=None, **__):
+        if package_path is not None:
+            Path(package_path).write_text("half")
+        raise error
+
+    made = dataclasses.replace(formats.FORMATS[kind], check=lambda: None)
+    monkeypatch.setitem(formats.FORMATS, kind, made)
+    monkeypatch.setattr(where, fail)
+    suffix = ".onnx" if kind == "onnx" else ".pt2"
+    out = tmp_path / f"n{suffix}"
+    out.write_text("earlier")
+    flags = ["--weights", str(run), "--format", kind, "--out", str(out), "--overwrite", "--json"]
+    assert main(flags) == 3
+    said = capsys.readouterr()
+    assert f"error: --format {kind}: " in said.err and words in said.err
+    assert "Traceback" not in said.err and not said.out
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert out.read_text() == "earlier"
+
+
+def test_network_without_a_graph_is_a_sentence(run, tmp_path, monkeypatch, capsys):
+    def fail(trained):
+        raise torch._dynamo.exc.UserError(
+            torch._dynamo.exc.UserErrorType.DYNAMIC_CONTROL_FLOW, "if"
+        )
+
+    monkeypatch.setattr("medseg.export.run.capture", fail)
+    out = tmp_path / "n.pt2"
+    assert main(["--weights", str(run), "--format", "torch", "--out", str(out)]) == 3
+    assert "--format torch: PyTorch's exporter failed (UserError: if" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", ["DefaultCPUAllocator: can't", "Failed to allocate memory for"])
