@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def check_threads(allowed: int | None = None) -> Finding:
     import torch
 
     allowed, threads = allowed or cores(), torch.get_num_threads()
-    says = f"PyTorch works with {threads} threads on {allowed} cores"
+    says = f"PyTorch works with {threads} thread{'s'[: threads != 1]} on {allowed} cores"
     if threads > allowed:
         says += "; threads without a core wait for each other at every op"
         return Finding("warning", "threads", says, f"export OMP_NUM_THREADS={allowed}")
@@ -142,7 +144,7 @@ def check_disk(out: Path, model: str) -> Finding:
     need = weights * (2 + 2 * 3) + 64 * _MB  # best twice, last.ckpt with AdamW's moments twice
     place = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
-    says = f"{place} has {_amount(free)} free; a run of {model} needs {_amount(need)}"
+    says = f"the disk of {out} has {_amount(free)} free; a run of {model} needs {_amount(need)}"
     if not os.access(place, os.W_OK):
         says = f"{place} cannot be written to"
         return Finding("error", "disk", says, "medseg train --out DIR, with a DIR of yours")
@@ -159,6 +161,9 @@ def check_compilers() -> list[Finding]:
     if cxx is None:
         says = f"no C++ compiler ({', '.join(names)}); torch.compile needs one on a CPU"
         found = [Finding("note", "compiler", says, "apt-get install -y g++")]
+    elif fault := _why_not_compiling([cxx, *(named or "").split()[1:]]):
+        mend = "unset CXX" if named else "apt-get install -y --reinstall g++"
+        found = [Finding("warning", "compiler", f"C++: {cxx} does not compile: {fault}", mend)]
     else:
         found = [Finding("fine", "compiler", f"C++: {cxx}")]
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
@@ -166,6 +171,25 @@ def check_compilers() -> list[Finding]:
     nvcc = next((path for name in [*inside, "nvcc"] if (path := shutil.which(name))), None)
     says = f"CUDA: {nvcc}" if nvcc else "no nvcc: the CUDA kernels cannot be compiled here"
     return [*found, Finding("fine", "compiler", says)]
+
+
+def _why_not_compiling(command: list[str]) -> str | None:
+    """Why a compiler cannot make a library of one line with OpenMP; None if it can."""
+    with tempfile.TemporaryDirectory(prefix="medseg-") as folder:
+        options = ["-std=c++17", "-fopenmp", "-shared", "-fPIC", "-o", f"{folder}/one.so"]
+        try:
+            done = subprocess.run(
+                [*command, *options, "-x", "c++", "-"],
+                input="#include <cmath>\nfloat one() { return std::exp(0.f); }\n",
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=60,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    said = [line for line in map(str.strip, done.stderr.splitlines()) if line]
+    return None if done.returncode == 0 else (said or [f"exit code {done.returncode}"])[0]
 
 
 def _amount(count: int) -> str:

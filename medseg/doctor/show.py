@@ -25,6 +25,7 @@ def show(console: Console, facts: dict[str, Any], rows: list[Row], found: list[F
         console.print(escape(f"{device['kind']}: {rest.removeprefix('name ')}"))
     if rows:
         console.print(_ops(rows))
+        console.print("off: from float64, beside plain PyTorch; ms: of forward and backward")
         for line in _why_not(rows):
             console.print(line, markup=False)
         console.print()
@@ -35,8 +36,8 @@ def _ops(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE, title="Ops", title_style="bold", title_justify="left")
     for head in ("op", "device", "takes"):
         table.add_column(head, no_wrap=True)
-    for head in ("off float64", "plain PyTorch", "ms", "plain PyTorch"):
-        table.add_column(head, justify="right")
+    for head in ("off", "plain", "ms", "plain"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in [row for row in rows if row.taken or row.trial]:
         trial = row.trial or {}
         name = row.backend if row.taken else f"({row.backend})"

@@ -118,6 +118,20 @@ def test_package_whose_loading_kills_the_process(tmp_path, monkeypatch):
     assert reasons == {"bomb": "the process that loads it dies of signal 11"}
 
 
+def test_compiler_that_is_there_and_broken(tmp_path, monkeypatch):
+    fake = tmp_path / "c++"
+    fake.write_text("#!/bin/sh\necho \"c++: fatal error: no 'cc1plus'\" >&2; exit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    found = machine.check_compilers()[0]
+    assert found.level == "warning"
+    assert found.says == f"C++: {fake} does not compile: c++: fatal error: no 'cc1plus'"
+    assert found.remedy == "apt-get install -y --reinstall g++"
+    monkeypatch.setenv("CXX", f"{fake} -m64")
+    assert machine.check_compilers()[0].remedy == "unset CXX"
+
+
 @pytest.fixture
 def free(monkeypatch):
     """Sets how many bytes every disk has left."""

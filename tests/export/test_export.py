@@ -226,10 +226,10 @@ def test_failing_exporter_is_a_sentence(
 
 
 def test_network_without_a_graph_is_a_sentence(run, tmp_path, monkeypatch, capsys):
+    from torch._dynamo.exc import UserError, UserErrorType
+
     def fail(trained):
-        raise torch._dynamo.exc.UserError(
-            torch._dynamo.exc.UserErrorType.DYNAMIC_CONTROL_FLOW, "if"
-        )
+        raise UserError(UserErrorType.DYNAMIC_CONTROL_FLOW, "if")
 
     monkeypatch.setattr("medseg.export.run.capture", fail)
     out = tmp_path / "n.pt2"
