@@ -5,7 +5,6 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -75,19 +74,20 @@ class OverlayWriter:
     shows: ClassVar[bool] = True
 
     def __init__(self, file: BinaryIO, height: int, width: int, trained: Trained) -> None:
-        self._mixed = _mixed(len(trained.values))
+        self._colours = np.zeros((256, 1, 3), np.uint8)  # by label
+        self._colours[: len(trained.values), 0] = _colours(len(trained.values))
         self._png = PngWriter(file, height, width, 3)
 
     def add(self, part: Part) -> None:
         """Adds the next rows."""
         assert part.shown is not None
         image = np.ascontiguousarray(part.shown)
-        shown = image.copy()
-        for label, table in enumerate(self._mixed[1:], 1):
-            found = part.labels == label
-            if found.any():
-                cv2.copyTo(cv2.LUT(image, table), found.view(np.uint8), shown)
-        self._png.add(shown)
+        found = part.labels > 0
+        if found.any():
+            colours = cv2.applyColorMap(np.ascontiguousarray(part.labels), self._colours)
+            mixed = cv2.addWeighted(image, 1 - _OPACITY, colours, _OPACITY, 0)
+            image = cv2.copyTo(mixed, found.view(np.uint8), image.copy())
+        self._png.add(image)
 
     def finish(self) -> None:
         """Writes what is left."""
@@ -265,14 +265,6 @@ def _colours(classes: int) -> np.ndarray:
     bright = [list(bytes.fromhex(text[1:])) for text in BRIGHT]
     found = [bright[k % len(bright)] for k in range(classes - 1)]
     return np.array([[0, 0, 0], *found], np.uint8)
-
-
-@cache
-def _mixed(classes: int) -> np.ndarray:
-    """(classes, 1, 256, 3) uint8: each value of a pixel under the colour of each class."""
-    values = np.arange(256)[:, None]
-    found = (1 - _OPACITY) * values + _OPACITY * _colours(classes)[:, None, None]
-    return found.round().astype(np.uint8)
 
 
 def _keyhole(polygon: Polygon) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.ndimage import gaussian_filter, label
 
 from medseg.errors import UserError
 from medseg.inference import Trained, View
+from medseg.look import BRIGHT
 from medseg.predict import polygons
 from medseg.predict.png import PngWriter
 from medseg.predict.polygons import Tracer, outlines
@@ -126,10 +128,10 @@ def test_what_is_too_large_to_keep_is_cut(monkeypatch):
     assert np.array_equal(filled((100, 10), found), np.ones((100, 10)))
 
 
-def written(kind, labels, tmp_path, pixels=None):
+def written(kind, labels, tmp_path, pixels=None, trained=TRAINED):
     path = tmp_path / f"result{KINDS[kind][1]}"
-    hot = torch.from_numpy(np.eye(3, dtype=np.float32)[labels].transpose(2, 0, 1))
-    with open_writer(KINDS[kind][0], path, labels.shape[0], labels.shape[1], TRAINED) as writer:
+    hot = torch.from_numpy(np.eye(len(trained.values), dtype=np.float32)[labels].transpose(2, 0, 1))
+    with open_writer(KINDS[kind][0], path, labels.shape[0], labels.shape[1], trained) as writer:
         for top, rows in blocks(labels):
             stop = top + len(rows)
             shown = None if pixels is None else pixels[top:stop]
@@ -158,6 +160,20 @@ def test_overlay_colours_all_but_the_background(tmp_path):
         assert len(np.unique(found[labels == k], axis=0)) == 1
         assert (found[labels == k][0] != 100).any()
     assert (found[labels == 1][0] != found[labels == 2][0]).any()
+
+
+def test_overlay_of_every_value_is_the_rounded_mean(tmp_path):
+    """Six tenths of the pixel and four of the colour, for each value under each of many classes."""
+    classes = 20
+    labels = np.arange(classes, dtype=np.uint8)[:, None].repeat(256, 1)
+    pixels = np.tile(np.arange(256, dtype=np.uint8), (classes, 1))[:, :, None].repeat(3, 2)
+    colours = np.array([list(bytes.fromhex(text[1:])) for text in BRIGHT])
+    trained = replace(TRAINED, names=tuple(map(str, range(classes))), values=tuple(range(classes)))
+    found = read(written("overlays", labels, tmp_path, pixels, trained))[:, :, ::-1]
+    assert np.array_equal(found[0], pixels[0])
+    for k in range(1, classes):
+        wanted = (3 * pixels[k].astype(int) + 2 * colours[(k - 1) % len(colours)]) / 5
+        assert np.array_equal(found[k], wanted.round())
 
 
 def test_outline_is_drawn_where_classes_meet(tmp_path):
