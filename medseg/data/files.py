@@ -30,16 +30,22 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_image(path: Path, channels: int | None = None, upright: bool = False) -> np.ndarray:
+def read_image(
+    path: Path,
+    channels: int | None = None,
+    upright: bool = False,
+    header: Header | None = None,
+) -> np.ndarray:
     """Reads an image as (H, W, C), C = 1 or 3 (RGB), uint8 or uint16 as it is in the file.
 
     Transparency is dropped; gray becomes RGB and back where ``channels`` asks for it. ``upright``
-    refuses an image that some viewers turn or mirror by its EXIF entry.
+    refuses an image that some viewers turn or mirror by its EXIF entry. ``header`` is the file's,
+    where it was read before.
 
     Raises:
         UserError: the file cannot be read, or its pixels are neither 8 nor 16 bit.
     """
-    pixels, header = _decode(path)
+    pixels, header = _decode(path, header)
     if upright and header.turned:
         raise UserError(
             f"{path} is turned or mirrored by its EXIF entry, which some programs heed and some do "
@@ -140,11 +146,12 @@ def parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
         return list(pool.map(work, items))
 
 
-def _decode(path: Path) -> tuple[np.ndarray, Header]:
+def _decode(path: Path, header: Header | None = None) -> tuple[np.ndarray, Header]:
     """The pixels as OpenCV gives them, (H, W) or (H, W, C), BGR; and what the file says of them."""
     _prepare_opencv()
     data = _small_file(path)
-    header = read_header(path) if data is None else header_of(io.BytesIO(data))
+    if header is None:
+        header = read_header(path) if data is None else header_of(io.BytesIO(data))
     pixels = None
     if header is not None:
         with _LARGE if header.large else contextlib.nullcontext():

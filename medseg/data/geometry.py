@@ -113,13 +113,19 @@ def to_labels(probabilities: Tensor) -> np.ndarray:
     """The most probable class of every pixel.
 
     Args:
-        probabilities: (K, H, W), or (N, K, H, W) for several images.
+        probabilities: float32 (K, H, W), or (N, K, H, W) for several images.
 
     Returns:
         (H, W) or (N, H, W) uint8; of equal classes the first.
     """
-    found = probabilities.max(-3).indices  # on a CPU a tenth of the time of argmax
-    return found.to(torch.uint8).cpu().numpy()
+    if probabilities.device.type != "cpu":
+        return probabilities.max(-3).indices.to(torch.uint8).cpu().numpy()
+    first, *others = np.moveaxis(probabilities.numpy(), -3, 0)
+    best, labels = first, np.zeros(first.shape, np.uint8)
+    for label, plane in enumerate(others, 1):  # a fifth of the time of PyTorch's one call
+        np.maximum(labels, (plane > best).view(np.uint8) * np.uint8(label), out=labels)
+        best = np.maximum(best, plane)
+    return labels
 
 
 def _resize(pixels: np.ndarray, height: int, width: int, method: int) -> np.ndarray:

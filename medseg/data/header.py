@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,23 @@ def header_of(file: BinaryIO) -> Header | None:
         file.seek(0)
         if (reader := _reader(start)) is None:
             return None
+        if reader is PngImagePlugin.PngImageFile:
+            return _png_header(file)
         try:
             return _header(reader, file)
         except Exception:  # Pillow knows fewer kinds of TIFF, and trips over bad files
             return Header(*_tiff_sides(file, start), False, False)
     except (OSError, ValueError):
         return None
+
+
+def _png_header(file: BinaryIO) -> Header:
+    """The first chunk of a PNG, which no viewer turns; Pillow would take ten times as long."""
+    start = file.read(26)
+    if start[12:16] != b"IHDR" or len(start) < 26:
+        return Header(0, 0, False, False)  # OpenCV has the last word on whether it is an image
+    width, height, _, kind = struct.unpack(">IIBB", start[16:])
+    return Header(height, width, kind == 3, False)
 
 
 def open_picture(path: Path) -> ImageFile.ImageFile:
@@ -88,9 +100,7 @@ def _silence_pillow() -> None:
 def _header(reader: type[ImageFile.ImageFile], file: BinaryIO) -> Header:
     _silence_pillow()
     with reader(file) as picture:
-        # a PNG would be decoded for its EXIF, and no viewer turns one
-        exif = {} if picture.format == "PNG" else picture.getexif()
-        turned = exif.get(_ORIENTATION, 1) not in (0, 1)
+        turned = picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
         return Header(picture.height, picture.width, picture.mode in ("P", "PA"), turned)
 
 

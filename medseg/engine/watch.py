@@ -13,7 +13,8 @@ class OpWatch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "medseg":
-            self._count(name, next((a for a in args if isinstance(a, str)), "fused"))
+            words = [a for a in args if isinstance(a, str)]
+            self._count(name, words[-1] if words else "fused")  # the backend comes last
         elif name.startswith("_scaled_dot_product_"):  # position attention on a GPU is PyTorch's
             self._count("position", args[0].device.type)
         return func(*args, **(kwargs or {}))

@@ -35,24 +35,31 @@ def in_lanes(
     cores, on_cpu = torch.get_num_threads(), predictor.trained.device.type == "cpu"
     lanes = min(LANES, cores) if on_cpu else LANES
     share = cores // lanes if on_cpu else 1
-    waiting: deque[Jobs[Image, Result]] = deque()
+    waiting: deque[tuple[Jobs[Image, Result], Future[None]]] = deque()
     predictor.forward  # noqa: B018 - made here, by one thread
     pool = ThreadPoolExecutor(lanes, "lane", torch.set_num_threads, (share,))
     try:
         for group, alone in _groups(images, predictor.batch, lanes):
-            waiting.append([(image, Future()) for image in group])
-            while len(waiting) > (1 if alone else 2 * lanes):
-                yield from waiting.popleft()
+            jobs: Jobs[Image, Result] = [(image, Future()) for image in group]
+            while waiting and (alone or len(waiting) == 2 * lanes):
+                yield from _finished(*waiting.popleft())
             if alone:
-                _run(predictor, waiting[0], work)
+                _run(predictor, jobs, work)
+                yield from jobs
             else:
-                pool.submit(_run, predictor, waiting[-1], work)
+                waiting.append((jobs, pool.submit(_run, predictor, jobs, work)))
         while waiting:
-            yield from waiting.popleft()
+            yield from _finished(*waiting.popleft())
         pool.shutdown()
     finally:
         pool.shutdown(cancel_futures=True)  # of a stream that is closed before its end
         torch.set_num_threads(cores)  # which the threads have set for those that come after
+
+
+def _finished(jobs: Jobs[Image, Result], all_done: Future[None]) -> Jobs[Image, Result]:
+    """The images of one thread, all at once: to wake up for each would cost the others time."""
+    all_done.result()
+    return jobs
 
 
 def _groups(images: Iterable[Image], batch: int, lanes: int) -> Iterator[tuple[list[Image], bool]]:

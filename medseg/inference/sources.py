@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data import match_channels, read_image
 from ..data.files import EXTENSIONS
-from ..data.header import read_header
+from ..data.header import Header, read_header
 from ..errors import UserError
 
 RAW = (".npy",)
@@ -38,8 +38,12 @@ class FileImage:
         return stem(self.path) + self.part
 
     @cached_property
+    def _header(self) -> Header | None:
+        return read_header(self.path)
+
+    @cached_property
     def _sides(self) -> tuple[int, int]:
-        header = read_header(self.path)
+        header = self._header
         if header is None or not header.height or not header.width:
             return self._pixels.shape[0], self._pixels.shape[1]
         return header.height, header.width
@@ -56,7 +60,7 @@ class FileImage:
 
     @cached_property
     def _pixels(self) -> np.ndarray:
-        return read_image(self.path, self.channels, upright=True)
+        return read_image(self.path, self.channels, upright=True, header=self._header)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop - 1, (n, width, C)."""

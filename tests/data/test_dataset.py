@@ -104,6 +104,16 @@ def test_workers_read_the_same(small, cache_bytes):
     assert batches[0]["index"].tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 7), (255, 3, 4), (3, 4, 6, 5)])
+def test_labels_are_the_first_of_the_most_probable(shape):
+    """Among few values many are equal; a pixel that is not a number is background."""
+    found = torch.randint(0, 3, shape).float()
+    found[..., 0, 0] = torch.nan
+    labels = to_labels(found)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, found.numpy().argmax(-3))
+
+
 @given(height=sides, width=sides, size=st.integers(1, 64))
 def test_letterbox_lies_inside(height, width, size):
     box = letterbox(height, width, size)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg.engine import OpWatch
-from medseg.kernels import position_attention
+from medseg.kernels import mde_filter, position_attention, use_backend
 
 
 @pytest.mark.usefixtures("no_small_position")
@@ -17,3 +17,10 @@ def test_fused_attention_of_pytorch_counts_as_position():
         assert watch.seen == {"position": {"cpu": 1}}
         position_attention(tokens[0], tokens[0], tokens[0])
     assert watch.seen == {"position": {"cpu": 2}}
+
+
+def test_the_backend_is_told_from_other_words():
+    """The filter is also given the names of its bank and of its border."""
+    with torch.no_grad(), use_backend("cpu"), OpWatch() as watch:
+        mde_filter(torch.randn(1, 4, 32, 32), torch.ones(1, 4))
+    assert watch.seen == {"mde": {"cpu": 1}}
