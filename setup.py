@@ -39,7 +39,7 @@ ISAS = {
 }
 # Written in vectors throughout: -O3 gains them nothing that a replay of the benches could see, and
 # takes twice as long. ECA's windows and triplet attention do lose without it, 4 to 20 percent.
-LEAN = ("gate", "mde", "split_backward", "split_forward", "table")
+LEAN = ("gate", "mde", "split_backward", "split_forward", "split_parts", "table")
 SLOWEST = ("eca", "mde_gains", "split_pixels", "split_planes", "mde")  # to compile: they go first
 CUDA_FLAGS = (
     "-std=c++17 --expt-relaxed-constexpr -lineinfo -cudart static -Xfatbin -compress-all "

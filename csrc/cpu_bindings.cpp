@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -12,10 +11,12 @@
 #include "cpu/kernels.h"
 #include "dlpack.h"
 #include "pages.h"
+#include "scratch.h"
 #include "triplet_axes.h"
 
 namespace py = pybind11;
 using medseg::Kernels;
+using medseg::Scratch;
 
 namespace {
 
@@ -60,32 +61,6 @@ py::object empty_map(int dtype, const Sizes<4>& sizes, bool channels_last) {
   if (!capsule) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(capsule);
 }
-
-// Working memory of one call, aligned to 64. Each thread keeps a moderate one for its next call.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) {
-    const size_t wanted = static_cast<size_t>(bytes) + 64;
-    if (kept_bytes < wanted) {
-      kept.reset(), kept_bytes = 0;
-      kept.reset(new char[wanted]);
-      kept_bytes = wanted;
-    }
-  }
-  ~Scratch() {
-    if (kept_bytes > kMost) kept.reset(), kept_bytes = 0;
-  }
-  operator void*() const {
-    return address((reinterpret_cast<uintptr_t>(kept.get()) + 63) & ~63ull);
-  }
-
- private:
-  static constexpr size_t kMost = size_t{16} << 20;
-  static thread_local std::unique_ptr<char[]> kept;
-  static thread_local size_t kept_bytes;
-};
-thread_local std::unique_ptr<char[]> Scratch::kept;
-thread_local size_t Scratch::kept_bytes = 0;
 
 medseg::EcaShape eca_shape(const Sizes<4>& sizes, const Sizes<2>& strides, bool channels_last,
                            int taps, int threads, int pool) {
@@ -163,6 +138,19 @@ void triplet_backward(int dtype, int64_t n, const Sizes<3>& sizes, const Sizes<3
   const Scratch scratch(active->triplet_scratch(dtype, shape, true));
   active->triplet_backward(dtype, {shape, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7),
                                    index_bytes, at(8), at(9), at(10), at(11), scratch});
+}
+
+// Addresses in the order of TripletPart.
+template <auto Part>
+void triplet_part(int dtype, int64_t n, const Sizes<3>& sizes, const Sizes<3>& strides,
+                  bool channels_last, int gates, int threads, int index_bytes,
+                  const Addresses<7>& given) {
+  py::gil_scoped_release release;
+  const auto shape = triplet_shape(n, sizes, strides, channels_last, gates, 1, threads, false, 0);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->triplet_part_scratch(dtype, shape));
+  (active->*Part)(dtype,
+                  {shape, at(0), at(1), at(2), at(3), at(4), index_bytes, at(5), at(6), scratch});
 }
 
 medseg::MdeStrides mde_strides(const Sizes<4>& s) { return {s[0], s[1], s[2], s[3]}; }
@@ -249,6 +237,18 @@ void split_backward(int dtype, const Sizes<4>& sizes, const Sizes<2>& strides, b
                                  at(8), at(9), at(10), scratch});
 }
 
+// Addresses in the order of SplitPart.
+template <auto Part>
+void split_part(int dtype, const Sizes<3>& sizes, const Sizes<2>& strides, bool channels_last,
+                int radix, int threads, const Addresses<5>& given) {
+  py::gil_scoped_release release;
+  const auto shape = split_shape({sizes[0], sizes[1], sizes[2], 0}, strides, channels_last, radix,
+                                 1, threads, false, 0);
+  const auto at = [&](int i) { return address(given[i]); };
+  const Scratch scratch(active->split_part_scratch(dtype, shape));
+  (active->*Part)(dtype, {shape, at(0), at(1), at(2), at(3), at(4), scratch});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -276,8 +276,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("gate_backward", gate_backward);
   m.def("triplet_forward", triplet_forward);
   m.def("triplet_backward", triplet_backward);
+  m.def("triplet_pool", triplet_part<&Kernels::triplet_pool>);
+  m.def("triplet_pool_backward", triplet_part<&Kernels::triplet_pool_backward>);
+  m.def("triplet_apply", triplet_part<&Kernels::triplet_apply>);
+  m.def("triplet_apply_backward", triplet_part<&Kernels::triplet_apply_backward>);
   m.def("mde_forward", mde_forward);
   m.def("mde_backward", mde_backward);
   m.def("split_forward", split_forward);
   m.def("split_backward", split_backward);
+  m.def("split_pool", split_part<&Kernels::split_pool>);
+  m.def("split_apply", split_part<&Kernels::split_apply>);
+  m.def("split_apply_backward", split_part<&Kernels::split_apply_backward>);
 }

@@ -124,6 +124,16 @@ void triplet_backward(int device, uintptr_t stream, int dtype, const cuda::Tripl
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::triplet_backward(dtype, args, s); });
 }
 
+// Addresses in the order of TripletPart.
+template <auto Part>
+void triplet_part(int device, uintptr_t stream, int dtype, const cuda::TripletShape& shape,
+                  int index_bytes, const std::array<uintptr_t, 8>& given) {
+  const auto at = [&](int i) { return address(given[i]); };
+  const cuda::TripletPart args{shape, at(0),       at(1), floats(given[2]), floats(given[3]),
+                               at(4), index_bytes, at(5), floats(given[6]), at(7)};
+  on_stream(device, stream, [&](cudaStream_t s) { return Part(dtype, args, s); });
+}
+
 cuda::SplitShape split_shape(std::array<int64_t, 3> sizes, std::array<int64_t, 2> strides,
                              bool channels_last, std::array<int, 3> numbers, bool training,
                              float eps) {
@@ -193,6 +203,29 @@ void mde_backward(int device, uintptr_t stream, int dtype, const cuda::MdeShape&
   on_stream(device, stream, [&](cudaStream_t s) { return cuda::mde_backward(dtype, args, s); });
 }
 
+void split_pool(int device, uintptr_t stream, int dtype, const cuda::SplitShape& shape, uintptr_t x,
+                uintptr_t sums) {
+  on_stream(device, stream, [&](cudaStream_t s) {
+    return cuda::split_pool(dtype, shape, address(x), floats(sums), s);
+  });
+}
+
+void split_apply(int device, uintptr_t stream, int dtype, const cuda::SplitShape& shape,
+                 uintptr_t x, uintptr_t saved, uintptr_t out) {
+  on_stream(device, stream, [&](cudaStream_t s) {
+    return cuda::split_apply(dtype, shape, address(x), floats(saved), address(out), s);
+  });
+}
+
+void split_apply_backward(int device, uintptr_t stream, int dtype, const cuda::SplitShape& shape,
+                          uintptr_t x, uintptr_t grad_out, uintptr_t saved, uintptr_t means,
+                          uintptr_t sums, uintptr_t grad_x) {
+  const cuda::SplitApplyBackward args{shape,         address(x),   address(grad_out), floats(saved),
+                                      floats(means), floats(sums), address(grad_x)};
+  on_stream(device, stream,
+            [&](cudaStream_t s) { return cuda::split_apply_backward(dtype, args, s); });
+}
+
 // Addresses in the order of GateForward.
 void gate_forward(int device, uintptr_t stream, int dtype, int64_t count,
                   const std::array<uintptr_t, 5>& given) {
@@ -235,9 +268,17 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("triplet_scratch", cuda::triplet_scratch, "Bytes of scratch for one direction.");
   m.def("triplet_forward", triplet_forward);
   m.def("triplet_backward", triplet_backward);
+  m.def("triplet_pool", triplet_part<cuda::triplet_pool>);
+  m.def("triplet_pool_backward", triplet_part<cuda::triplet_pool_backward>);
+  m.def("triplet_apply", triplet_part<cuda::triplet_apply>);
+  m.def("triplet_apply_backward", triplet_part<cuda::triplet_apply_backward>);
   m.def("split_scratch", cuda::split_scratch, "Bytes of scratch for one direction.");
   m.def("split_forward", split_forward);
   m.def("split_backward", split_backward);
+  m.def("split_parts", cuda::split_parts, "How many partial sums a channel has.");
+  m.def("split_pool", split_pool);
+  m.def("split_apply", split_apply);
+  m.def("split_apply_backward", split_apply_backward);
   m.def("mde_scratch", cuda::mde_scratch, "Bytes of scratch for learned gains.");
   m.def("mde_forward", mde_forward);
   m.def("mde_backward", mde_backward);

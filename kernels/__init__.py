@@ -27,8 +27,10 @@ else:
     from .position.op import position_attention
     from .position.reference import position_reference
     from .split.op import split_attention
+    from .split.parts import split_apply, split_pool
     from .split.reference import split_reference
     from .triplet.op import triplet_attention
+    from .triplet.parts import triplet_apply, triplet_pool
     from .triplet.reference import triplet_reference
 
     __all__ = [
@@ -43,9 +45,13 @@ else:
         "mde_reference",
         "position_attention",
         "position_reference",
+        "split_apply",
         "split_attention",
+        "split_pool",
         "split_reference",
+        "triplet_apply",
         "triplet_attention",
+        "triplet_pool",
         "triplet_reference",
         "use_backend",
     ]

@@ -46,7 +46,8 @@ struct EcaBackward {
 };
 
 // x per image is a 3-D array (a[0], a[1], a[2]) in memory order, a[2] dense. Plane m pools over
-// memory axis m; `gate[m]` names the gate it feeds (-1: none) and `turned[m]` says that the plane
+// memory axis m, and the positions of a batch are n planes 0, n planes 1, n planes 2, each dense;
+// `gate[m]` names the gate it feeds (-1: none) and `turned[m]` says that the plane
 // lies transposed in memory, so that its convolution uses the transposed taps.
 struct TripletShape {
   int64_t n, a[3];
@@ -68,8 +69,8 @@ struct TripletForward {
   const void* running_var;
   void* out;
   void* stats;      // acc (3, gates): mean, unbiased variance, 1 / sqrt(variance + eps)
-  void* planes;     // acc, per image and plane: maximum then mean; null: nothing is kept
-  void* index;      // int16 or int32, per image and plane: argmax; null with planes
+  void* planes;     // acc (2, positions): maxima, means; null: nothing is kept
+  void* index;      // int16 or int32 (positions): argmaxima; null with planes
   int index_bytes;  // 2 or 4
   void* scratch;    // bytes, triplet_scratch(dtype, shape, false), aligned to 64
 };
@@ -90,6 +91,21 @@ struct TripletBackward {
   void* grad_bn_weight;    // acc (gates)
   void* grad_bn_bias;      // acc (gates)
   void* scratch;           // bytes, triplet_scratch(dtype, shape, true), aligned to 64
+};
+
+// One part of triplet attention, for gates that are made elsewhere: of the shape taps, training and
+// eps take no part. Planes and gates without a gate in the shape are not read.
+struct TripletPart {
+  TripletShape shape;
+  const void* x;         // pool, apply, apply_backward
+  const void* grad_out;  // apply_backward
+  void* gates;           // acc (positions); apply, apply_backward
+  void* planes;          // acc (2, positions): maxima and means, or in backward their gradients
+  void* index;           // int16 or int32 (positions): argmaxima
+  int index_bytes;       // 2 or 4
+  void* mapped;          // apply: out; backward of either: grad_x
+  void* grad_gates;      // acc (positions)
+  void* scratch;         // bytes, triplet_part_scratch(dtype, shape), aligned to 64
 };
 
 struct MdeStrides {
@@ -172,6 +188,18 @@ struct SplitBackward {
   void* scratch;  // bytes, split_scratch(dtype, shape, true), aligned to 64
 };
 
+// One part of split attention, for gates that are made elsewhere: of the shape inner, cardinality,
+// training and eps take no part.
+struct SplitPart {
+  SplitShape shape;
+  const void* x;
+  const void* grad_out;
+  const void* gates;  // acc (n, radix * c), as x's channels lie
+  void* mapped;       // apply: out; apply_backward: grad_x, or null: not wanted
+  void* sums;         // acc; pool: means (n, c) of the splits' sum; apply_backward: grad_gates
+  void* scratch;      // bytes, split_part_scratch(dtype, shape), aligned to 64
+};
+
 // Maps of `count` elements in one dense layout.
 struct GateForward {
   int64_t count;
@@ -206,11 +234,20 @@ struct Kernels {
   void (*triplet_forward)(int dtype, const TripletForward&);
   void (*triplet_backward)(int dtype, const TripletBackward&);
   int64_t (*triplet_scratch)(int dtype, const TripletShape&, bool backward);
+  void (*triplet_pool)(int dtype, const TripletPart&);
+  void (*triplet_pool_backward)(int dtype, const TripletPart&);
+  void (*triplet_apply)(int dtype, const TripletPart&);
+  void (*triplet_apply_backward)(int dtype, const TripletPart&);
+  int64_t (*triplet_part_scratch)(int dtype, const TripletShape&);
   void (*mde)(int dtype, const MdeCall&);
   int64_t (*mde_scratch)(int dtype, const MdeShape&);
   void (*split_forward)(int dtype, const SplitForward&);
   void (*split_backward)(int dtype, const SplitBackward&);
   int64_t (*split_scratch)(int dtype, const SplitShape&, bool backward);
+  void (*split_pool)(int dtype, const SplitPart&);
+  void (*split_apply)(int dtype, const SplitPart&);
+  void (*split_apply_backward)(int dtype, const SplitPart&);
+  int64_t (*split_part_scratch)(int dtype, const SplitShape&);
 };
 
 namespace baseline {

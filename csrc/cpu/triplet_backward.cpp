@@ -108,17 +108,16 @@ struct Steps {
 
   void unpack_planes(const Place& at) const {
     const Flight<A> f = flight(at);
-    int64_t offset = at.image * (s.a[1] * s.a[2] + s.a[0] * s.a[2] + s.a[0] * s.a[1]);
     for (int m = 0; m < 3; ++m) {
       const Plane& p = f.plane[m];
-      unpack(p, static_cast<const A*>(a.planes) + 2 * offset, at.of(p.rows), f.q[m]);
-      offset += p.rows * p.cols;
+      const A* maxima = static_cast<const A*>(a.planes) + kept_offset(s, m, at.image);
+      unpack(p, maxima, maxima + kept_positions(s), at.of(p.rows), f.q[m]);
     }
   }
   void dot_image(const Place& at) const {
     const Kept<A> k = kept(at);
-    dot<T>(s, static_cast<const T*>(a.x) + at.image * s.stride_n, grad(at), k,
-           strip(at, at.part, k), at.of(s.a[1]));
+    dot(s, static_cast<const T*>(a.x) + at.image * s.stride_n, grad(at), k.dv,
+        strip(at, at.part, k), at.of(s.a[1]), [](int64_t, Range) {});
   }
   // u and gates again; dv = dG * G * (1 - G) and its two sums.
   void gate_gradients(const Place& at) const {
@@ -193,7 +192,6 @@ struct Steps {
   void plane_gradients(const Place& at) const {
     const Flight<A> f = flight(at);
     const int k2 = s.taps * s.taps;
-    int64_t offset = at.image * (s.a[1] * s.a[2] + s.a[0] * s.a[2] + s.a[0] * s.a[1]);
     for (int m = 0; m < 3; ++m) {
       const Plane &flat = f.flat[m], &p = f.plane[m];
       const Range rows = at.of(flat.rows);
@@ -208,20 +206,14 @@ struct Steps {
         const A scale = A(1) / A(s.a[m]);
         for (int64_t i = rows.begin * flat.ld; i < rows.end * flat.ld; ++i) f.at_all[m][i] *= scale;
       }
-      for (int64_t r = rows.begin; r < rows.end; ++r) {
-        for (int64_t j = 0; j < flat.cols; ++j) {
-          const int64_t i = offset + r * flat.cols + j;
-          f.index[m][r * flat.ld + j] = a.index_bytes == 2
-                                            ? static_cast<const int16_t*>(a.index)[i]
-                                            : static_cast<const int32_t*>(a.index)[i];
-        }
-      }
-      offset += flat.rows * flat.cols;
+      const int64_t first = kept_offset(s, m, at.image) * a.index_bytes;
+      unpack_index(flat, static_cast<const char*>(a.index) + first, a.index_bytes, rows,
+                   f.index[m]);
     }
   }
   void spread_image(const Place& at) const {
-    spread<T>(s, grad(at), kept(at), flight(at), at.of(s.a[0]),
-              static_cast<T*>(a.grad_x) + at.image * volume);
+    spread<true>(s, grad(at), kept(at).gate, flight(at), at.of(s.a[0]),
+                 static_cast<T*>(a.grad_x) + at.image * volume);
   }
   // The parameters' gradients, back in the order of the gates.
   void collect() const {

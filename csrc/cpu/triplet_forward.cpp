@@ -3,47 +3,13 @@
 //
 // x is read once for all six pooled planes and once more for the product, image by image, so that
 // the second read finds it in the last-level cache; no permuted copy ever exists.
+#include "triplet_passes.h"
 #include "triplet_pool.h"
 
 namespace medseg {
 namespace MEDSEG_ISA {
 namespace triplet {
 namespace {
-
-// Sums become means, margins zeros, and what backward needs is copied out.
-template <class A>
-void finish(const TripletForward& a, const Pooled<A>& q, const Place& at) {
-  const TripletShape& s = a.shape;
-  int64_t offset = at.image * (s.a[1] * s.a[2] + s.a[0] * s.a[2] + s.a[0] * s.a[1]);
-  for (int m = 0; m < 3; ++m) {
-    const Plane& p = q.plane[m];
-    const Range rows = at.of(p.rows);
-    if (m == 1) join_strips(q, at, rows);
-    A* maximum = q.origin[m];
-    A* mean = maximum + p.size();
-    const A scale = A(1) / A(s.a[m]);
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t j = 0; j < p.cols; ++j) mean[r * p.ld + j] *= scale;
-    clear_around(p, maximum, rows);
-    clear_around(p, mean, rows);
-    if (a.planes) {
-      A* planes = static_cast<A*>(a.planes) + 2 * offset;
-      for (int64_t r = rows.begin; r < rows.end; ++r) {
-        for (int64_t j = 0; j < p.cols; ++j) {
-          const int64_t i = r * p.cols + j;
-          planes[i] = maximum[r * p.ld + j];
-          planes[p.rows * p.cols + i] = mean[r * p.ld + j];
-          const auto found = q.index[m][r * q.flat[m].ld + j];
-          if (a.index_bytes == 2)
-            static_cast<int16_t*>(a.index)[offset + i] = static_cast<int16_t>(found);
-          else
-            static_cast<int32_t*>(a.index)[offset + i] = static_cast<int32_t>(found);
-        }
-      }
-    }
-    offset += p.rows * p.cols;
-  }
-}
 
 template <class A>
 Moments moments_of(const Plane& flat, const A* u, Range rows) {
@@ -69,33 +35,6 @@ void activate(const Plane& flat, A* u, Range rows, A scale, A shift, A share) {
     for (int64_t j = 0; j < flat.ld; j += Lanes<A>::count) {
       A* p = u + r * flat.ld + j;
       write(p, sigmoid<A>(read<Vec<A>>(p) * scale + shift) * share);
-    }
-  }
-}
-
-// Backward along a0, the image's newest part first; rows forward, as the prefetcher likes them.
-// Three products, not x times the sum of gates: infinity * 0 must stay NaN, and they cost nothing.
-template <class T>
-void apply(const TripletShape& s, const T* x, Acc<T>* const gate[3], Range a0s, T* out) {
-  using A = Acc<T>;
-  constexpr int64_t L = Lanes<A>::count;
-  const int64_t ld0 = round_up(s.a[2], L), ld1 = ld0, ld2 = round_up(s.a[1], L);
-  for (int64_t a0 = a0s.end; a0-- > a0s.begin;) {
-    const A* g1 = gate[1] + a0 * ld1;
-    for (int64_t a1 = 0; a1 < s.a[1]; ++a1) {
-      const T* from = x + a0 * s.stride_0 + a1 * s.stride_1;
-      T* to = out + (a0 * s.a[1] + a1) * s.a[2];
-      const A* g0 = gate[0] + a1 * ld0;
-      const A g2 = gate[2][a0 * ld2 + a1];
-      int64_t j = 0;
-      const auto gated = [&](int64_t j, Vec<A> v) {
-        return v * read<Vec<A>>(g0 + j) + (v * read<Vec<A>>(g1 + j) + v * g2);
-      };
-      for (; j + L <= s.a[2]; j += L) store(to + j, gated(j, load(from + j)));
-      if (j < s.a[2]) {
-        const int64_t count = s.a[2] - j;
-        store_part(to + j, gated(j, load_part(from + j, count)), count);
-      }
     }
   }
 }
@@ -252,7 +191,7 @@ void forward(const TripletForward& a) {
     for_each_image(s.n, [&](const Place& at) {
       if (at.active) steps.pool_image(at);
       at.wait();
-      if (at.active) finish(a, steps.pooled(at), at);
+      if (at.active) finish(s, {a.planes, a.index, a.index_bytes}, steps.pooled(at), at);
       at.wait();
       if (at.active) steps.convolve_planes(at);
       if (s.training) return;

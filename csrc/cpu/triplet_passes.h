@@ -1,5 +1,5 @@
-// Triplet attention, backward: what is kept between its two passes over the map, the passes, and
-// the correlation that gives the gradient of the taps.
+// Triplet attention: the passes that apply gates and go back through them, what is kept between
+// the two of backward, and the correlation that gives the gradient of the taps.
 #pragma once
 #include "triplet_planes.h"
 
@@ -7,8 +7,6 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace triplet {
 namespace {
-
-constexpr int kRows = kBytes == 64 ? 8 : 4;
 
 // Of every image, from the first pass to the second.
 template <class A>
@@ -25,6 +23,40 @@ struct Flight {
   A *at_max[3], *at_all[3];  // flat: what the maximum, and every element of the line, receives
   I* index[3];
 };
+
+// out = x * (g0 + g1 + g2) for rows [rows.begin, rows.end) of index a0. Rows forward, as the
+// prefetcher likes them. Three products, not x times the sum of gates: infinity * 0 must stay NaN,
+// and they cost nothing.
+template <class T>
+MEDSEG_INLINE void apply_rows(const TripletShape& s, const T* x, int64_t stride_1,
+                              Acc<T>* const gate[3], int64_t a0, Range rows, T* out) {
+  using A = Acc<T>;
+  constexpr int64_t L = Lanes<A>::count;
+  const int64_t ld0 = round_up(s.a[2], L), ld1 = ld0, ld2 = round_up(s.a[1], L);
+  const A* g1 = gate[1] + a0 * ld1;
+  for (int64_t a1 = rows.begin; a1 < rows.end; ++a1) {
+    const T* from = x + a1 * stride_1;
+    T* to = out + (a0 * s.a[1] + a1) * s.a[2];
+    const A* g0 = gate[0] + a1 * ld0;
+    const A g2 = gate[2][a0 * ld2 + a1];
+    const auto gated = [&](int64_t j, Vec<A> v) {
+      return v * read<Vec<A>>(g0 + j) + (v * read<Vec<A>>(g1 + j) + v * g2);
+    };
+    int64_t j = 0;
+    for (; j + L <= s.a[2]; j += L) store(to + j, gated(j, load(from + j)));
+    if (j < s.a[2]) {
+      const int64_t count = s.a[2] - j;
+      store_part(to + j, gated(j, load_part(from + j, count)), count);
+    }
+  }
+}
+
+// Backward along a0, the image's newest part first.
+template <class T>
+void apply(const TripletShape& s, const T* x, Acc<T>* const gate[3], Range a0s, T* out) {
+  for (int64_t a0 = a0s.end; a0-- > a0s.begin;)
+    apply_rows(s, x + a0 * s.stride_0, s.stride_1, gate, a0, Range{0, s.a[1]}, out);
+}
 
 // R rows of sum(grad_out * x) along all three axes; the shape of the forward's pool_rows.
 template <class T, int R>
@@ -66,10 +98,11 @@ struct Count {
   static constexpr int value = N;
 };
 
-// Pass 1 over one image: dv[m] receives the plain sums of grad_out * x.
-template <class T>
-void dot(const TripletShape& s, const T* x, const T* dy, const Kept<Acc<T>>& k, Acc<T>* strip,
-         Range rows) {
+// Pass 1 over one image: sums[m] receives the plain sums of grad_out * x. Behind it `then(a0,
+// rows)` is called, while these rows of grad_out are in the cache.
+template <class T, class Then>
+void dot(const TripletShape& s, const T* x, const T* dy, Acc<T>* const sums[3], Acc<T>* strip,
+         Range rows, Then then) {
   using A = Acc<T>;
   const int64_t ld0 = Plane::of<A>(s, 0, false).ld, ld2 = Plane::of<A>(s, 2, false).ld;
   const int64_t block = round_up(larger(1, 8192 / (ld0 * int64_t(sizeof(A)))), kRows);
@@ -77,27 +110,28 @@ void dot(const TripletShape& s, const T* x, const T* dy, const Kept<Acc<T>>& k, 
     for (int64_t i = 0; i < s.a[0] * ld0; ++i) strip[i] = 0;
   for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
     const int64_t end = smaller(begin + block, rows.end);
-    for (int64_t i = begin * ld0; i < end * ld0; ++i) k.dv[0][i] = 0;
+    for (int64_t i = begin * ld0; i < end * ld0; ++i) sums[0][i] = 0;
     for (int64_t a0 = 0; a0 < s.a[0]; ++a0) {
       int64_t r = begin;
       const auto step = [&](auto count) {
         constexpr int R = decltype(count)::value;
         for (; r + R <= end; r += R)
           dot_rows<T, R>(s, x + a0 * s.stride_0 + r * s.stride_1, dy + (a0 * s.a[1] + r) * s.a[2],
-                         k.dv[0] + r * ld0, ld0, strip + a0 * ld0, k.dv[2] + a0 * ld2 + r,
+                         sums[0] + r * ld0, ld0, strip + a0 * ld0, sums[2] + a0 * ld2 + r,
                          r == rows.begin);
       };
       step(Count<kRows>{});
       step(Count<1>{});
+      then(a0, Range{begin, end});
     }
   }
 }
 
 // Kept planes back into padded ones, rows [rows.begin, rows.end).
 template <class A>
-void unpack(const Plane& p, const A* planes, Range rows, A* q) {
+void unpack(const Plane& p, const A* maxima, const A* means, Range rows, A* q) {
   for (int which = 0; which < 2; ++which) {
-    const A* from = planes + which * p.rows * p.cols;
+    const A* from = which ? means : maxima;
     A* to = q + which * p.size();
     for (int64_t r = rows.begin; r < rows.end; ++r)
       for (int64_t j = 0; j < p.cols; ++j) to[r * p.ld + j] = from[r * p.cols + j];
@@ -134,9 +168,21 @@ void correlate(const Plane& p, const A* q, const A* du, int k, Range rows, doubl
   }
 }
 
-// Pass 2 over one image, indices [a0s.begin, a0s.end) of the outermost axis.
-template <class T>
-void spread(const TripletShape& s, const T* dy, const Kept<Acc<T>>& k, const Flight<Acc<T>>& f,
+// Kept argmaxima into a flat plane, rows [rows.begin, rows.end).
+template <class I>
+void unpack_index(const Plane& flat, const void* index, int bytes, Range rows, I* to) {
+  for (int64_t r = rows.begin; r < rows.end; ++r)
+    for (int64_t j = 0; j < flat.cols; ++j) {
+      const int64_t i = r * flat.cols + j;
+      to[r * flat.ld + j] = bytes == 2 ? static_cast<const int16_t*>(index)[i]
+                                       : static_cast<const int32_t*>(index)[i];
+    }
+}
+
+// Pass 2 over one image, indices [a0s.begin, a0s.end) of the outermost axis. Without gates, what
+// the pooled planes send back alone: then neither they nor dy are read.
+template <bool kGates, class T>
+void spread(const TripletShape& s, const T* dy, Acc<T>* const gate[3], const Flight<Acc<T>>& f,
             Range a0s, T* dx) {
   using A = Acc<T>;
   using I = IVec<A>;
@@ -146,24 +192,27 @@ void spread(const TripletShape& s, const T* dy, const Kept<Acc<T>>& k, const Fli
     for (int64_t a1 = 0; a1 < s.a[1]; ++a1) {
       const int64_t row = (a0 * s.a[1] + a1) * s.a[2], r0 = a1 * ld0, r1 = a0 * ld0;
       const int64_t i2 = a0 * ld2 + a1;
-      const A g2 = k.gate[2][i2], all2 = f.at_all[2][i2], max2 = f.at_max[2][i2];
+      const A g2 = kGates ? gate[2][i2] : A(0), all2 = f.at_all[2][i2], max2 = f.at_max[2][i2];
       const I at2 = ifill<A>(f.index[2][i2]);
       const auto value = [&](int64_t j, Vec<A> d) {
         const Vec<A> none{};
-        const Vec<A> g = read<Vec<A>>(k.gate[0] + r0 + j) + read<Vec<A>>(k.gate[1] + r1 + j) + g2;
         Vec<A> v = read<Vec<A>>(f.at_all[0] + r0 + j) + read<Vec<A>>(f.at_all[1] + r1 + j) + all2;
         v += read<I>(f.index[0] + r0 + j) == ifill<A>(a0) ? read<Vec<A>>(f.at_max[0] + r0 + j)
                                                           : none;
         v += read<I>(f.index[1] + r1 + j) == ifill<A>(a1) ? read<Vec<A>>(f.at_max[1] + r1 + j)
                                                           : none;
         v += lane_numbers<A>() + ifill<A>(j) == at2 ? fill(max2) : none;
+        if constexpr (!kGates) return v;
+        const Vec<A> g = read<Vec<A>>(gate[0] + r0 + j) + read<Vec<A>>(gate[1] + r1 + j) + g2;
         return d * g + v;
       };
       int64_t j = 0;
-      for (; j + L <= s.a[2]; j += L) store(dx + row + j, value(j, load(dy + row + j)));
+      for (; j + L <= s.a[2]; j += L)
+        store(dx + row + j, value(j, kGates ? load(dy + row + j) : Vec<A>{}));
       if (j < s.a[2]) {
         const int64_t count = s.a[2] - j;
-        store_part(dx + row + j, value(j, load_part(dy + row + j, count)), count);
+        const Vec<A> d = kGates ? load_part(dy + row + j, count) : Vec<A>{};
+        store_part(dx + row + j, value(j, d), count);
       }
     }
   }

@@ -11,6 +11,9 @@ namespace medseg {
 namespace MEDSEG_ISA {
 namespace triplet {
 
+// AVX-512 has registers for 8 rows of running maxima and sums, and half of that with indices.
+constexpr int kRows = kBytes == 64 ? 8 : 4;
+
 // A plane of rows x cols values. A padded one has zeros around for the convolution to read; rows
 // begin on a cache line and end on a whole vector in either form.
 struct Plane {
@@ -43,6 +46,17 @@ struct Arena {
     return p;
   }
 };
+
+// Kept planes of the whole batch follow each other: n planes 0, n planes 1, n planes 2.
+MEDSEG_INLINE int64_t plane_elements(const TripletShape& s, int m) {
+  return s.a[m == 0 ? 1 : 0] * s.a[m == 2 ? 1 : 2];
+}
+MEDSEG_INLINE int64_t kept_offset(const TripletShape& s, int m, int64_t image) {
+  int64_t offset = image * plane_elements(s, m);
+  for (int before = 0; before < m; ++before) offset += s.n * plane_elements(s, before);
+  return offset;
+}
+MEDSEG_INLINE int64_t kept_positions(const TripletShape& s) { return kept_offset(s, 2, s.n); }
 
 struct Moments {  // of u over a piece of a plane
   double count, mean, m2;

@@ -7,9 +7,6 @@ namespace MEDSEG_ISA {
 namespace triplet {
 namespace {
 
-// AVX-512 has registers for 8 rows of running maxima and sums, and half of that with indices.
-constexpr int kRows = kBytes == 64 ? 8 : 4;
-
 // The pooled planes of one image in flight: maximum, and sum (later mean) one plane behind it.
 template <class A>
 struct Pooled {
@@ -196,6 +193,46 @@ void join_strips(const Pooled<A>& q, const Place& at, Range rows) {
         if (!(from.maximum[b] > to.maximum[a])) continue;
         to.maximum[a] = from.maximum[b];
         if (to.index) to.index[r * q.flat[1].ld + j] = from.index[b];
+      }
+    }
+  }
+}
+
+// Where what backward needs is kept; null: nothing is.
+struct Keep {
+  void* planes;  // acc: maxima, then means
+  void* index;
+  int index_bytes;
+};
+
+// Sums become means, margins zeros, and what is kept is copied out.
+template <class A>
+void finish(const TripletShape& s, const Keep& keep, const Pooled<A>& q, const Place& at) {
+  for (int m = 0; m < 3; ++m) {
+    const Plane& p = q.plane[m];
+    const Range rows = at.of(p.rows);
+    if (m == 1) join_strips(q, at, rows);
+    A* maximum = q.origin[m];
+    A* mean = maximum + p.size();
+    const A scale = A(1) / A(s.a[m]);
+    for (int64_t r = rows.begin; r < rows.end; ++r)
+      for (int64_t j = 0; j < p.cols; ++j) mean[r * p.ld + j] *= scale;
+    clear_around(p, maximum, rows);
+    clear_around(p, mean, rows);
+    if (!keep.planes) continue;
+    const int64_t offset = kept_offset(s, m, at.image);
+    A* maxima = static_cast<A*>(keep.planes) + offset;
+    A* means = maxima + kept_positions(s);
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      for (int64_t j = 0; j < p.cols; ++j) {
+        const int64_t i = r * p.cols + j;
+        maxima[i] = maximum[r * p.ld + j];
+        means[i] = mean[r * p.ld + j];
+        const auto found = q.index[m][r * q.flat[m].ld + j];
+        if (keep.index_bytes == 2)
+          static_cast<int16_t*>(keep.index)[offset + i] = static_cast<int16_t>(found);
+        else
+          static_cast<int32_t*>(keep.index)[offset + i] = static_cast<int32_t>(found);
       }
     }
   }

@@ -74,8 +74,9 @@ struct TripletShape {
   float eps;
 };
 
-// planes: for each plane m with a gate, in order: maximum (n, plane), then mean (n, plane).
-// index: likewise (n, plane): where along axis m the first maximum lies.
+// planes (2, positions): maxima, then means, the positions of a batch being n planes 0, n planes 1,
+// n planes 2; index (positions): where along axis m the first maximum lies. Planes without a gate
+// have room there, and are left as they are.
 struct TripletForward {
   TripletShape shape;
   const void* x;
@@ -107,6 +108,26 @@ struct TripletBackward {
 size_t triplet_scratch(int dtype, const TripletShape& shape, bool backward);
 cudaError_t triplet_forward(int dtype, const TripletForward& args, cudaStream_t stream);
 cudaError_t triplet_backward(int dtype, const TripletBackward& args, cudaStream_t stream);
+
+// The parts of it, for gates that are made elsewhere: of the shape taps, training and eps take no
+// part. Scratch as for the forward; nothing may be empty.
+struct TripletPart {
+  TripletShape shape;
+  const void* x;         // pool, apply, apply_backward
+  const void* grad_out;  // apply_backward
+  const float* gates;    // (positions); apply, apply_backward
+  float* planes;         // pool: as above; pool_backward: their gradients
+  void* index;
+  int index_bytes;
+  void* mapped;       // apply: out; backward of either: grad_x
+  float* grad_gates;  // (positions)
+  void* scratch;
+};
+
+cudaError_t triplet_pool(int dtype, const TripletPart& args, cudaStream_t stream);
+cudaError_t triplet_pool_backward(int dtype, const TripletPart& args, cudaStream_t stream);
+cudaError_t triplet_apply(int dtype, const TripletPart& args, cudaStream_t stream);
+cudaError_t triplet_apply_backward(int dtype, const TripletPart& args, cudaStream_t stream);
 
 // x is (n, radix * c, hw): splits of c channels each, one after the other; see EcaShape for the
 // rest.
@@ -149,6 +170,27 @@ struct SplitBackward {
 size_t split_scratch(int dtype, const SplitShape& shape, bool backward);
 cudaError_t split_forward(int dtype, const SplitForward& args, cudaStream_t stream);
 cudaError_t split_backward(int dtype, const SplitBackward& args, cudaStream_t stream);
+
+// The parts of it that move maps, for gates made elsewhere; of the shape, cardinality, inner,
+// training and eps take no part, and nothing may be empty. saved as above; sums (n, rows,
+// split_parts), c rows an image or in backward radix * c: to be added up over the parts.
+int split_parts(int dtype, const SplitShape& shape);
+cudaError_t split_pool(int dtype, const SplitShape& shape, const void* x, float* sums,
+                       cudaStream_t stream);
+cudaError_t split_apply(int dtype, const SplitShape& shape, const void* x, const float* saved,
+                        void* out, cudaStream_t stream);
+
+struct SplitApplyBackward {
+  SplitShape shape;
+  const void* x;
+  const void* grad_out;
+  const float* saved;
+  const float* means;  // (n, c), zeros
+  float* sums;         // of grad_out * x
+  void* grad_x;        // null: not wanted
+};
+
+cudaError_t split_apply_backward(int dtype, const SplitApplyBackward& args, cudaStream_t stream);
 
 // The largest radius of a mask of the MDE filter: scales up to 7.
 constexpr int kMaxMdeRadius = 3;

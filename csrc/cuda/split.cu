@@ -139,4 +139,39 @@ cudaError_t split_backward(int dtype, const SplitBackward& a, cudaStream_t strea
   return (s.channels_last ? split_map_pixels : split_map_planes)(dtype, t, true, stream);
 }
 
+int split_parts(int dtype, const SplitShape& shape) {
+  return fits(shape) ? plan_of(dtype, shape).parts : 0;
+}
+
+cudaError_t split_pool(int dtype, const SplitShape& s, const void* x, float* sums,
+                       cudaStream_t stream) {
+  if (!fits(s)) return cudaErrorInvalidValue;
+  Split t = plan_of(dtype, s);
+  t.x = x, t.sums = sums;
+  t.aligned = vectors(dtype, s, x, x, x);
+  return (s.channels_last ? split_sum_pixels : split_sum_planes)(dtype, t, false, stream);
+}
+
+cudaError_t split_apply(int dtype, const SplitShape& s, const void* x, const float* saved,
+                        void* out, cudaStream_t stream) {
+  if (!fits(s)) return cudaErrorInvalidValue;
+  Split t = plan_of(dtype, s);
+  t.x = x, t.saved = const_cast<float*>(saved), t.mapped = out;
+  t.aligned = vectors(dtype, s, x, out, out);
+  return (s.channels_last ? split_map_pixels : split_map_planes)(dtype, t, false, stream);
+}
+
+cudaError_t split_apply_backward(int dtype, const SplitApplyBackward& a, cudaStream_t stream) {
+  const SplitShape& s = a.shape;
+  if (!fits(s)) return cudaErrorInvalidValue;
+  Split t = plan_of(dtype, s);
+  t.x = a.x, t.grad = a.grad_out, t.mapped = a.grad_x, t.sums = a.sums;
+  t.saved = const_cast<float*>(a.saved), t.ds = const_cast<float*>(a.means);
+  t.aligned = vectors(dtype, s, a.x, a.grad_out, a.grad_x);
+  const cudaError_t error =
+      (s.channels_last ? split_sum_pixels : split_sum_planes)(dtype, t, true, stream);
+  if (error != cudaSuccess || !a.grad_x) return error;
+  return (s.channels_last ? split_map_pixels : split_map_planes)(dtype, t, true, stream);
+}
+
 }  // namespace medseg::cuda

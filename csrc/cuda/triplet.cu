@@ -102,17 +102,32 @@ Triplet plan_of(int dtype, const TripletShape& s, bool backward, Arena& arena) {
   return t;
 }
 
+// Positions of the planes of the batch; each has as many maxima, means and argmaxes.
+int64_t positions_of(const Triplet& t) {
+  int64_t positions = 0;
+  for (const Plane& plane : t.plane) positions += t.x.n * plane.size;
+  return positions;
+}
+
 // Where each plane's kept maxima, means and argmaxes lie; planes without a gate have room too.
 void place_kept(Triplet& t, float* planes, void* index, int index_bytes) {
   t.index_bytes = index_bytes;
+  const int64_t positions = positions_of(t);
   char* at = static_cast<char*>(index);
   for (Plane& plane : t.plane) {
-    const int64_t positions = t.x.n * plane.size;
     plane.max = planes;
     plane.mean = planes + positions;
     plane.index = at;
-    planes += 2 * positions;
-    at += positions * index_bytes;
+    planes += t.x.n * plane.size;
+    at += t.x.n * plane.size * index_bytes;
+  }
+}
+
+// Where the gates that were made elsewhere lie.
+void place_gates(Triplet& t, float* gates) {
+  for (Plane& plane : t.plane) {
+    plane.gated = gates;
+    gates += t.x.n * plane.size;
   }
 }
 
@@ -178,6 +193,48 @@ cudaError_t triplet_backward(int dtype, const TripletBackward& a, cudaStream_t s
   if (error != cudaSuccess) return error;
   const bool vectors = even && aligned16(a.grad_x) && aligned16(a.index);
   return launch_grad_x(t, vectors, a.grad_out, a.grad_x, stream);
+}
+
+cudaError_t triplet_pool(int dtype, const TripletPart& a, cudaStream_t stream) {
+  Arena arena(a.scratch);
+  Triplet t = plan_of(dtype, a.shape, false, arena);
+  t.keep = true;
+  place_kept(t, a.planes, a.index, a.index_bytes);
+  const cudaError_t error = launch_pool(t, aligned_rows(t.x, dtype, a.x), a.x, stream);
+  return error != cudaSuccess ? error : launch_planes(t, stream);
+}
+
+cudaError_t triplet_pool_backward(int dtype, const TripletPart& a, cudaStream_t stream) {
+  Arena arena(nullptr);
+  Triplet t = plan_of(dtype, a.shape, true, arena);
+  place_kept(t, a.planes, a.index, a.index_bytes);
+  for (Plane& plane : t.plane) plane.grad_max = plane.max, plane.grad_mean = plane.mean;
+  const bool even = aligned_rows(t.dense, dtype, a.mapped) && positions_of(t) % 4 == 0;
+  const bool aligned = even && aligned16(a.planes) && aligned16(a.index);
+  return launch_grad_x(t, aligned, nullptr, a.mapped, stream);
+}
+
+cudaError_t triplet_apply(int dtype, const TripletPart& a, cudaStream_t stream) {
+  Arena arena(nullptr);
+  Triplet t = plan_of(dtype, a.shape, false, arena);
+  place_gates(t, const_cast<float*>(a.gates));
+  const bool aligned = aligned_rows(t.x, dtype, a.x) && aligned16(a.mapped) && aligned16(a.gates);
+  return launch_apply(t, aligned, a.x, a.mapped, stream);
+}
+
+cudaError_t triplet_apply_backward(int dtype, const TripletPart& a, cudaStream_t stream) {
+  Arena arena(a.scratch);
+  Triplet t = plan_of(dtype, a.shape, false, arena);
+  const bool even = aligned_rows(t.dense, dtype, a.grad_out);
+  cudaError_t error = launch_dot(t, even && aligned_rows(t.x, dtype, a.x), a.x, a.grad_out, stream);
+  if (error != cudaSuccess) return error;
+  place_gates(t, a.grad_gates);
+  error = launch_gate_sums(t, stream);
+  if (error != cudaSuccess) return error;
+  place_gates(t, const_cast<float*>(a.gates));
+  t.x = t.dense;
+  const bool aligned = even && aligned16(a.mapped) && aligned16(a.gates);
+  return launch_apply(t, aligned, a.grad_out, a.mapped, stream);
 }
 
 }  // namespace medseg::cuda

@@ -78,11 +78,14 @@ cudaError_t launch_pool(const Triplet& t, bool aligned, const void* x, cudaStrea
 cudaError_t launch_dot(const Triplet& t, bool aligned, const void* x, const void* grad_out,
                        cudaStream_t stream);
 cudaError_t launch_gates(const Triplet& t, cudaStream_t stream);
+cudaError_t launch_planes(const Triplet& t, cudaStream_t stream);
+cudaError_t launch_gate_sums(const Triplet& t, cudaStream_t stream);
 cudaError_t launch_normalise(const Triplet& t, cudaStream_t stream);
 cudaError_t launch_gate_gradients(const Triplet& t, cudaStream_t stream);
 cudaError_t launch_plane_gradients(const Triplet& t, cudaStream_t stream);
 cudaError_t launch_apply(const Triplet& t, bool aligned, const void* x, void* out,
                          cudaStream_t stream);
+// Without grad_out: what the pooled planes send back alone.
 cudaError_t launch_grad_x(const Triplet& t, bool aligned, const void* grad_out, void* grad_x,
                           cudaStream_t stream);
 

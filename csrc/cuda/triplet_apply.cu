@@ -67,8 +67,16 @@ __device__ __forceinline__ int load_arg(const Plane& plane, int index_bytes, int
                           : __ldg(static_cast<const int32_t*>(plane.index) + at);
 }
 
+// What of grad_mean an element gets: all where the gates' kernels have divided it already.
+template <bool GATES>
+__device__ __forceinline__ float mean_share(const Plane& plane) {
+  return GATES ? 1.0f : 1.0f / static_cast<float>(plane.length);
+}
+
+template <bool GATES>
 __device__ __forceinline__ Fate fate_at(const Plane& plane, int index_bytes, int64_t at) {
-  return {__ldg(plane.gated + at), __ldg(plane.grad_mean + at), __ldg(plane.grad_max + at),
+  return {GATES ? __ldg(plane.gated + at) : 0.0f,
+          __ldg(plane.grad_mean + at) * mean_share<GATES>(plane), __ldg(plane.grad_max + at),
           load_arg(plane, index_bytes, at)};
 }
 
@@ -93,19 +101,20 @@ __device__ __forceinline__ void load_args(const Plane& plane, int index_bytes, i
 }
 
 // A lane's columns of a row of a plane; what is missing gives nothing.
-template <class T, bool ALIGNED>
+template <class T, bool ALIGNED, bool GATES>
 __device__ __forceinline__ void load_fates(const Plane& plane, int index_bytes, int64_t at,
                                            int lane, int limit, Fate (&fate)[kVector<T>]) {
   constexpr int V = kVector<T>;
   float gate[V], mean[V], max[V];
   int arg[V];
   if (plane.gate < 0) limit = 0;
-  load_floats<T, ALIGNED>(plane.gated + at, lane, limit, gate);
+  load_floats<T, ALIGNED>(plane.gated + at, lane, GATES ? limit : 0, gate);
   load_floats<T, ALIGNED>(plane.grad_mean + at, lane, limit, mean);
   load_floats<T, ALIGNED>(plane.grad_max + at, lane, limit, max);
   load_args<T, ALIGNED>(plane, index_bytes, at, lane, limit, arg);
 #pragma unroll
-  for (int v = 0; v < V; ++v) fate[v] = Fate{gate[v], mean[v], max[v], arg[v]};
+  for (int v = 0; v < V; ++v)
+    fate[v] = Fate{gate[v], mean[v] * mean_share<GATES>(plane), max[v], arg[v]};
 }
 
 // grad_conv_weight from the blocks' sums: a warp for each tap of each gate.
@@ -130,38 +139,40 @@ inline __host__ __device__ unsigned tap_blocks(const Triplet& t) {
 
 // grad_x = sum over planes of D * gate + dA / length + (dM where x was the maximum), D = grad_out /
 // gates. Half the rows of apply_kernel, since a position of a plane takes four registers here. The
-// leading blocks add up the gradients of the taps instead, which saves a launch.
-template <class T, bool ALIGNED>
+// leading blocks add up the gradients of the taps instead, which saves a launch. Without GATES only
+// what the pooled planes send back, and grad_out is not read.
+template <class T, bool ALIGNED, bool GATES>
 __global__ void __launch_bounds__(kTileThreads, 4)
     grad_x_kernel(const __grid_constant__ Triplet t, const T* grad_out, T* grad_x) {
   constexpr int V = kVector<T>, ROWS = 8 / V;
-  if (blockIdx.x < tap_blocks(t)) return add_taps(t);
+  if (GATES && blockIdx.x < tap_blocks(t)) return add_taps(t);
   const Place p = place_of<ROWS>(t.dense, t.map, gridDim.x - 1 - blockIdx.x);
   const int64_t* a = t.dense.a;
   Fate fate0[ROWS][V];
 #pragma unroll
   for (int i = 0; i < ROWS; ++i) {
     const int64_t at = p.n * t.plane[0].size + (p.row + i) * a[2] + p.col;
-    load_fates<T, ALIGNED>(t.plane[0], t.index_bytes, at, p.lane, i < p.rows ? p.limit : 0,
-                           fate0[i]);
+    load_fates<T, ALIGNED, GATES>(t.plane[0], t.index_bytes, at, p.lane, i < p.rows ? p.limit : 0,
+                                  fate0[i]);
   }
-  Pack next[ROWS];
-  load_rows<T, ALIGNED>(next, grad_out, t.dense, p, p.first);
+  Pack next[ROWS] = {};
+  if (GATES) load_rows<T, ALIGNED>(next, grad_out, t.dense, p, p.first);
   for (int64_t a0 = p.first; a0 < p.last; ++a0) {
     float f[ROWS][V];
     Fate fate1[V];
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) unpack<T>(next[i], f[i]);
-    load_rows<T, ALIGNED>(next, grad_out, t.dense, p, a0 + 1);
-    load_fates<T, ALIGNED>(t.plane[1], t.index_bytes, p.n * t.plane[1].size + a0 * a[2] + p.col,
-                           p.lane, p.limit, fate1);
+    if (GATES) load_rows<T, ALIGNED>(next, grad_out, t.dense, p, a0 + 1);
+    load_fates<T, ALIGNED, GATES>(t.plane[1], t.index_bytes,
+                                  p.n * t.plane[1].size + a0 * a[2] + p.col, p.lane, p.limit,
+                                  fate1);
     const int64_t at2 = p.n * t.plane[2].size + a0 * a[1] + p.row;
     T* row = grad_x + p.n * t.dense.stride_n + a0 * t.dense.stride_0 + p.row * a[2] + p.col;
 #pragma unroll
     for (int i = 0; i < ROWS; ++i) {
       if (i >= p.rows) continue;
       Fate fate2{0.0f, 0.0f, 0.0f, -1};
-      if (t.plane[2].gate >= 0) fate2 = fate_at(t.plane[2], t.index_bytes, at2 + i);
+      if (t.plane[2].gate >= 0) fate2 = fate_at<GATES>(t.plane[2], t.index_bytes, at2 + i);
       const int a1 = static_cast<int>(p.row) + i;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -191,8 +202,11 @@ cudaError_t launch_grad_x(const Triplet& t, bool aligned, const void* grad_out, 
                           cudaStream_t stream) {
   return with_dtype(t.dtype, [&](auto element) {
     using T = decltype(element);
-    auto* kernel = aligned ? grad_x_kernel<T, true> : grad_x_kernel<T, false>;
-    const unsigned blocks = tap_blocks(t) + tile_blocks(t.dense, t.map);
+    auto* with_gates = aligned ? grad_x_kernel<T, true, true> : grad_x_kernel<T, false, true>;
+    auto* without = aligned ? grad_x_kernel<T, true, false> : grad_x_kernel<T, false, false>;
+    const unsigned taps = grad_out ? tap_blocks(t) : 0;
+    const unsigned blocks = taps + tile_blocks(t.dense, t.map);
+    auto* kernel = grad_out ? with_gates : without;
     return launch(kernel, dim3(blocks), kTileThreads, 0, stream, t, static_cast<const T*>(grad_out),
                   static_cast<T*>(grad_x));
   });

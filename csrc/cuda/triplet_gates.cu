@@ -139,7 +139,44 @@ __global__ void __launch_bounds__(kGateThreads)
   t.stats[2 * t.gates + plane.gate] = rstd;
 }
 
+// Calls f(plane, position) for all positions of the batch; blockIdx.y is the plane.
+template <class F>
+__device__ __forceinline__ void for_positions(const Triplet& t, F f) {
+  const Plane& plane = t.plane[blockIdx.y];
+  if (plane.gate < 0) return;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kGateThreads;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kGateThreads + threadIdx.x;
+  for (int64_t i = first; i < t.x.n * plane.size; i += step) f(plane, i);
+}
+
+// The pool's partials added up and kept, where no gates follow.
+__global__ void __launch_bounds__(kGateThreads) planes_kernel(const __grid_constant__ Triplet t) {
+  for_positions(t, [&](const Plane& plane, int64_t i) {
+    float max, mean;
+    gather(t, plane, i / plane.size, i % plane.size, true, &max, &mean);
+  });
+}
+
+// gated = the dot's partials added up, over the number of gates: a gate's gradient.
+__global__ void __launch_bounds__(kGateThreads)
+    gate_sums_kernel(const __grid_constant__ Triplet t) {
+  for_positions(t, [&](const Plane& plane, int64_t i) {
+    const float* const parts =
+        plane.part_sum + i / plane.size * plane.parts * plane.size + i % plane.size;
+    const float sum = part_sum(plane.parts, [&](int64_t part) { return parts[part * plane.size]; });
+    plane.gated[i] = sum * t.scale;
+  });
+}
+
 }  // namespace
+
+cudaError_t launch_planes(const Triplet& t, cudaStream_t stream) {
+  return launch(planes_kernel, gate_grid(t), kGateThreads, 0, stream, t);
+}
+
+cudaError_t launch_gate_sums(const Triplet& t, cudaStream_t stream) {
+  return launch(gate_sums_kernel, gate_grid(t), kGateThreads, 0, stream, t);
+}
 
 cudaError_t launch_gates(const Triplet& t, cudaStream_t stream) {
   auto* kernel = t.taps == 7 ? gate_kernel<7> : t.taps == 3 ? gate_kernel<3> : gate_kernel<0>;

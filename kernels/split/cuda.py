@@ -90,6 +90,63 @@ def backward(
     return grad_x, *grads
 
 
+def pool(x: Tensor, radix: int) -> Tensor:
+    """Returns the mean over the map of the splits' sum, (N, C)."""
+    cuda = native("_cuda")
+    n, width, h, w = x.shape
+    if n == 0:
+        return x.new_empty((0, width // radix), dtype=torch.float32)
+    x = planes_dense(x)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, (radix, 1, 1), False, 0.0)
+    parts = cuda.split_parts(dtype, shape)
+    sums = x.new_empty((n, width // radix, parts), dtype=torch.float32)
+    with on_device(x) as (device, stream):
+        cuda.split_pool(device, stream, dtype, shape, x.data_ptr(), sums.data_ptr())
+    return sums.sum(2).div_(h * w)
+
+
+def apply(x: Tensor, gates: Tensor, radix: int) -> Tensor:
+    """Returns the sum of the splits, each weighted by its gates (N, R*C)."""
+    cuda = native("_cuda")
+    n, width, h, w = x.shape
+    out = like_input(x, (n, width // radix, h, w))
+    if n == 0:
+        return out
+    x, saved = planes_dense(x), _behind_means(gates, radix)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, (radix, 1, 1), False, 0.0)
+    with on_device(x) as (device, stream):
+        cuda.split_apply(
+            device, stream, dtype, shape, x.data_ptr(), saved.data_ptr(), out.data_ptr()
+        )
+    return out
+
+
+def apply_backward(
+    grad_out: Tensor, x: Tensor, gates: Tensor, radix: int, need_input: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Returns (grad_x or None, grad_gates)."""
+    cuda = native("_cuda")
+    grad_x = like_input(x) if need_input else None
+    if x.shape[0] == 0:
+        return grad_x, torch.zeros_like(gates)
+    grad_out, saved = like_layout(x, grad_out), _behind_means(gates, radix)
+    x = planes_dense(x)
+    dtype, shape = DTYPES[x.dtype], _shape(cuda, x, (radix, 1, 1), False, 0.0)
+    sums = gates.new_empty((*gates.shape, cuda.split_parts(dtype, shape)))
+    means = gates.new_zeros((x.shape[0], gates.shape[1] // radix))
+    with on_device(x) as (device, stream):
+        cuda.split_apply_backward(
+            device, stream, dtype, shape, x.data_ptr(), grad_out.data_ptr(), saved.data_ptr(),
+            means.data_ptr(), sums.data_ptr(), 0 if grad_x is None else grad_x.data_ptr(),
+        )  # fmt: skip
+    return grad_x, sums.sum(2)
+
+
+def _behind_means(gates: Tensor, radix: int) -> Tensor:
+    """(N, (1 + R) * C), as the kernels keep what they made: zeros for the means, then ``gates``."""
+    return torch.nn.functional.pad(gates, (gates.shape[1] // radix, 0))
+
+
 def _contiguous(*parameters: Tensor | None) -> list[Tensor | None]:
     return [None if p is None else p.contiguous() for p in parameters]
 

@@ -20,9 +20,11 @@ from .._backend import like_input
 from .._triton_plan import beside, cdiv, even, next_power, plan_of, strides
 from .kernel_gates import fc1_kernel, fc2_kernel
 from .kernel_grads import hidden_kernel, logits_kernel, weights_kernel
+from .kernel_parts import MAX_PARTS, apply, apply_backward, pool
 from .kernel_stream import combine_kernel, dot_kernel, grad_x_kernel, pool_kernel
 
-MAX_PARTS = 128  # partial sums fc1 adds up per channel
+__all__ = ["apply", "apply_backward", "backward", "forward", "pool"]
+
 VECTOR_TILE = 8192  # numbers that a program of fc1 and of its gradient holds at a time
 
 

@@ -77,6 +77,50 @@ def backward(
     return grad_x, fc1.view_as(fc1_weight), fc1_b, bn_w, bn_b, fc2.view_as(fc2_weight), fc2_b
 
 
+def pool(x: Tensor, radix: int) -> Tensor:
+    """Returns the mean over the map of the splits' sum, (N, C) in acc."""
+    n, width, _, _ = x.shape
+    pooled = torch.empty(n, width // radix, dtype=accumulator(x.dtype))
+    if n:
+        x = dense_planes(x)
+        native("_cpu").split_pool(*_part(x, radix), addresses(x, None, None, None, pooled))
+    return pooled
+
+
+def apply(x: Tensor, gates: Tensor, radix: int) -> Tensor:
+    """Returns the sum of the splits, each weighted by its gates (N, R*C) in acc."""
+    n, width, h, w = x.shape
+    out = empty_map(x, (n, width // radix, h, w))
+    if n:
+        x, gates = dense_planes(x), gates.contiguous()
+        native("_cpu").split_apply(*_part(x, radix), addresses(x, None, gates, out, None))
+    return out
+
+
+def apply_backward(
+    grad_out: Tensor, x: Tensor, gates: Tensor, radix: int, need_input: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Returns (grad_x or None, grad_gates in acc)."""
+    grad_x = empty_map(x) if need_input else None
+    grad_gates = torch.empty(gates.shape, dtype=gates.dtype)
+    if x.shape[0]:
+        grad_out, gates = like_layout(x, grad_out), gates.contiguous()
+        x = dense_planes(x)
+        given = addresses(x, grad_out, gates, grad_x, grad_gates)
+        native("_cpu").split_apply_backward(*_part(x, radix), given)
+    return grad_x, grad_gates
+
+
+def _part(x: Tensor, radix: int) -> tuple:
+    """What the parts of the compiled module take first."""
+    n, width, h, w = x.shape
+    strides = x.stride()
+    return (
+        DTYPES[x.dtype], (n, width // radix, h * w), (strides[0], strides[1]), is_channels_last(x),
+        radix, threads_for(x),
+    )  # fmt: skip
+
+
 def _shape(
     x: Tensor, inner: int, radix: int, cardinality: int, training: bool, eps: float
 ) -> tuple:

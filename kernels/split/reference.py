@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._backend import without_autocast
+from .._backend import accumulator, without_autocast
 
 
 def split_reference(
@@ -38,11 +38,7 @@ def split_reference(
     """
     x = activated(x, scale, shift)
     n, width = x.shape[:2]
-    splits = x.chunk(radix, 1)
-    total = splits[0]
-    for split in splits[1:]:
-        total = total + split
-    s = total.mean((2, 3)).to(fc1_weight.dtype)  # (N, C)
+    s = _pooled(x, radix).to(fc1_weight.dtype)  # (N, C)
     with without_autocast(x):
         h = grouped_linear(s, fc1_weight, fc1_bias, cardinality)  # (N, I)
         h = F.batch_norm(
@@ -51,9 +47,28 @@ def split_reference(
         z = grouped_linear(h, fc2_weight, fc2_bias, cardinality)  # (N, R*C), group-major
     z = z.view(n, cardinality, radix, width // radix // cardinality)
     a = (z.softmax(2) if radix > 1 else z.sigmoid()).transpose(1, 2)  # split-major
-    gates = a.reshape(n, width, 1, 1).to(x.dtype).chunk(radix, 1)
-    out = gates[0] * splits[0]
-    for gate, split in zip(gates[1:], splits[1:], strict=True):
+    return split_apply_reference(x, a.reshape(n, width), radix=radix)
+
+
+def split_pool_reference(x: Tensor, *, radix: int = 2) -> Tensor:
+    """mean_hw(sum_r x_r) of R splits of C channels, (N, R*C, H, W): (N, C), at least float32."""
+    return _pooled(x, radix).to(accumulator(x.dtype))
+
+
+def _pooled(x: Tensor, radix: int) -> Tensor:
+    splits = x.chunk(radix, 1)
+    total = splits[0]
+    for split in splits[1:]:
+        total = total + split
+    return total.mean((2, 3))
+
+
+def split_apply_reference(x: Tensor, gates: Tensor, *, radix: int = 2) -> Tensor:
+    """out = sum_r gates_r * x_r; x (N, R*C, H, W), gates (N, R*C) of any float dtype."""
+    splits = x.chunk(radix, 1)
+    gates_of = gates.to(x.dtype)[:, :, None, None].chunk(radix, 1)
+    out = gates_of[0] * splits[0]
+    for gate, split in zip(gates_of[1:], splits[1:], strict=True):
         out = out + gate * split
     return out
 

@@ -76,6 +76,62 @@ def backward(
     return grad_x, grad_conv, grad_bn[0], grad_bn[1]
 
 
+def pool(x: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Returns (planes (2, positions), index (positions,)); see ``parts.py``."""
+    empty = x.new_empty if gates == 3 else x.new_zeros  # kernels skip a plane without a gate
+    planes = empty((2, plane_elements(x)), dtype=torch.float32)
+    index = empty((plane_elements(x),), dtype=index_dtype(x))
+    if x.numel():
+        _run("pool", rows_dense(x), gates, planes=planes, index=index)
+    return planes, index
+
+
+def pool_backward(grad_planes: Tensor, x: Tensor, index: Tensor, gates: int) -> Tensor:
+    """Returns grad_x."""
+    grad_x = like_input(x)
+    if x.numel():
+        grad_planes = grad_planes.contiguous()
+        _run("pool_backward", rows_dense(x), gates, planes=grad_planes, index=index, mapped=grad_x)
+    return grad_x
+
+
+def apply(x: Tensor, gate: Tensor, gates: int) -> Tensor:
+    """Returns x times the mean of the gates (positions,)."""
+    out = like_input(x)
+    if x.numel():
+        _run("apply", rows_dense(x), gates, gate=gate.contiguous(), mapped=out)
+    return out
+
+
+def apply_backward(grad_out: Tensor, x: Tensor, gate: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Returns (grad_x, grad_gate)."""
+    grad_x = like_input(x)
+    grad_gate = torch.empty_like(gate) if gates == 3 else torch.zeros_like(gate)
+    if x.numel():
+        grad_out = like_layout(x, grad_out)
+        _run(
+            "apply_backward", rows_dense(x), gates, grad_out=grad_out, gate=gate.contiguous(),
+            mapped=grad_x, grad_gate=grad_gate,
+        )  # fmt: skip
+    return grad_x, grad_gate
+
+
+_GIVEN = ("grad_out", "gate", "planes", "index", "mapped", "grad_gate")
+
+
+def _run(part: str, x: Tensor, gates: int, **given: Tensor) -> None:
+    """Launches a part; what of ``_GIVEN`` it takes is given."""
+    cuda = native("_cuda")
+    dtype = DTYPES[x.dtype]
+    shape = cuda.TripletShape(x.shape[0], *memory_axes(x), gates, 1, False, 0.0)
+    work = scratch(x, cuda.triplet_scratch(dtype, shape, False))
+    tensors = (x, *(given.get(name) for name in _GIVEN), work)
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    width = given["index"].element_size() if "index" in given else 2
+    with on_device(x) as (device, stream):
+        getattr(cuda, f"triplet_{part}")(device, stream, dtype, shape, width, addresses)
+
+
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 

@@ -21,16 +21,21 @@ from .kernel_planes import (
     View,
     block_of,
     memory_view,
-    pool,
+    partials,
     readable,
     tiling,
 )
 
 
 @triton.jit
-def pooled_grad(dq_ptr, index_ptr, positions, offs, mask):
-    """What a pooled position sends back: to all of its line, to its maximum, and where that is."""
+def pooled_grad(dq_ptr, index_ptr, positions, offs, mask, length, SHARED: tl.constexpr):
+    """What a pooled position sends back: to all of its line, to its maximum, and where that is.
+
+    SHARED: the mean's has been divided by the length of the line already.
+    """
     mean = tl.load(dq_ptr + positions + offs, mask=mask, other=0.0)
+    if not SHARED:
+        mean *= tl.div_rn(1.0, length.to(tl.float32))
     top = tl.load(dq_ptr + offs, mask=mask, other=0.0)
     index = tl.load(index_ptr + offs, mask=mask, other=-1).to(tl.int32)
     return mean, top, index
@@ -57,6 +62,7 @@ def grad_x_kernel(
     stride_o0,
     stride_o1,
     stride_o2,
+    HAS_GRAD: tl.constexpr,
     GATES: tl.constexpr,
     G0: tl.constexpr,
     G1: tl.constexpr,
@@ -65,6 +71,8 @@ def grad_x_kernel(
     BLOCK2: tl.constexpr,
 ):
     """grad_x = grad * (sum of gates) / GATES + the shares of the means + those of the argmaxima.
+
+    Without HAS_GRAD what the pooled planes send back alone: grad and the gates are not read.
 
     One program owns rows x BLOCK1 x BLOCK2 elements; one read of grad, one write. Order of the
     programs as in the forward: from the last to the first.
@@ -78,27 +86,38 @@ def grad_x_kernel(
     out_ptr += n * stride_on + offs1[:, None] * stride_o1 + offs2[None, :] * stride_o2
     plane1 = (n * 0 + batch) * a1 * a2 + n * a0 * a2
     plane2 = (n * 0 + batch) * (a1 * a2 + a0 * a2) + n * a0 * a1
+    wide = n * 0  # makes the lengths 64 bits wide
     if G0 >= 0:
         at0 = n * a1 * a2 + offs1[:, None] * a2 + offs2[None, :]
-        gate0 = tl.load(work_ptr + at0, mask=inside, other=0.0)
-        mean0, top0, index0 = pooled_grad(dq_ptr, index_ptr, positions, at0, inside)
+        mean0, top0, index0 = pooled_grad(
+            dq_ptr, index_ptr, positions, at0, inside, wide + a0, HAS_GRAD
+        )
+        if HAS_GRAD:
+            gate0 = tl.load(work_ptr + at0, mask=inside, other=0.0)
     lo = t0 * rows
     for i0 in range(lo, tl.minimum(lo + rows, a0)):
-        grad = tl.load(grad_ptr + i0 * stride_g0, mask=inside, other=0.0).to(tl.float32)
         at1, mask1 = plane1 + i0 * a2 + offs2, offs2 < a2
-        mean1, top1, index1 = pooled_grad(dq_ptr, index_ptr, positions, at1, mask1)
-        scaled = grad * tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
+        at2, mask2 = plane2 + i0 * a1 + offs1, offs1 < a1
+        mean1, top1, index1 = pooled_grad(
+            dq_ptr, index_ptr, positions, at1, mask1, wide + a1, HAS_GRAD
+        )
         out = mean1[None, :] + tl.where(offs1[:, None] == index1[None, :], top1[None, :], 0.0)
         if G0 >= 0:
-            scaled += grad * gate0
             out += mean0 + tl.where(index0 == i0, top0, 0.0)
         if G2 >= 0:
-            at2, mask2 = plane2 + i0 * a1 + offs1, offs1 < a1
-            mean2, top2, index2 = pooled_grad(dq_ptr, index_ptr, positions, at2, mask2)
-            scaled += grad * tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
+            mean2, top2, index2 = pooled_grad(
+                dq_ptr, index_ptr, positions, at2, mask2, wide + a2, HAS_GRAD
+            )
             out += mean2[:, None]
             out += tl.where(offs2[None, :] == index2[:, None], top2[:, None], 0.0)
-        out += scaled * (1.0 / GATES)
+        if HAS_GRAD:
+            grad = tl.load(grad_ptr + i0 * stride_g0, mask=inside, other=0.0).to(tl.float32)
+            scaled = grad * tl.load(work_ptr + at1, mask=mask1, other=0.0)[None, :]
+            if G0 >= 0:
+                scaled += grad * gate0
+            if G2 >= 0:
+                scaled += grad * tl.load(work_ptr + at2, mask=mask2, other=0.0)[:, None]
+            out += scaled * (1.0 / GATES)
         tl.store(out_ptr + i0 * stride_o0, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -127,7 +146,7 @@ def backward(
     grad = grad_out if readable(grad_out, view) else like_layout(x, grad_out)
     if not readable(grad, view):
         grad = torch.empty_like(x).copy_(grad)
-    sums, _, parts = pool(x, grad, view, NO_KEYS.value)
+    sums, _, parts = partials(x, grad, view, NO_KEYS.value)
     work, dq = _plane_grads(
         view, parts, sums, conv_weight.contiguous(), bn_weight.contiguous(), bn_bias.contiguous(),
         stats.contiguous(), planes, training, grad_conv, grad_weight, grad_bias,
@@ -145,6 +164,7 @@ def backward(
         tiles.rows,
         *view.strides(grad),
         *view.strides(grad_x),
+        HAS_GRAD=True,
         GATES=gates,
         **view.constants(),
         **tiles.constants(),

@@ -47,8 +47,14 @@ class View(NamedTuple):
 
 def memory_view(x: Tensor, gates: int) -> View:
     """The view of ``x``; what is dense both ways counts as NCHW unless channels are all it has."""
+    c, w = x.shape[1], x.shape[3]
+    return view_of(x, gates, x.stride(1) == 1 and c > 1 and (w == 1 or x.stride(3) != 1))
+
+
+def view_of(x: Tensor, gates: int, last: bool) -> View:
+    """The view that has the channels innermost, or else the columns."""
     n, c, h, w = x.shape
-    if x.stride(1) == 1 and c > 1 and (w == 1 or x.stride(3) != 1):
+    if last:
         return View(n, (h, w, c), (2, 3, 1), (0, 1, 2 if gates == 3 else -1), 0)
     return View(n, (c, h, w), (1, 2, 3), (2 if gates == 3 else -1, 0, 1), 2)
 
@@ -235,7 +241,12 @@ def pool_kernel(
             tl.store(key_ptr + at0, key0, mask=inside)
 
 
-def pool(
+def pairs(x: Tensor, view: View) -> tl.constexpr:
+    """The keys that find where the first maximum lies."""
+    return PAIRS_32 if x.element_size() == 2 and max(view.sizes) <= 65536 else PAIRS_64
+
+
+def partials(
     x: Tensor, grad: Tensor | None, view: View, keys: int
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
     """(partial sums, partial keys, partial planes per memory axis) of x, or of x * grad."""

@@ -68,6 +68,53 @@ def backward(
     return grad_x, grad_conv, grad_bn[0], grad_bn[1]
 
 
+def pool(x: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Returns (planes (2, positions) in acc, index (positions,)); see ``parts.py``."""
+    planes = torch.empty(2, plane_elements(x), dtype=accumulator(x.dtype))
+    index = torch.empty(plane_elements(x), dtype=index_dtype(x))
+    if x.numel():
+        x = _rows_dense(x)
+        given = addresses(x, None, None, planes, index, None, None)
+        native("_cpu").triplet_pool(*_part(x, gates), index.element_size(), given)
+    return planes, index
+
+
+def pool_backward(grad_planes: Tensor, x: Tensor, index: Tensor, gates: int) -> Tensor:
+    """Returns grad_x."""
+    grad_x = empty_map(x)
+    if x.numel():
+        x, grad_planes = _rows_dense(x), grad_planes.contiguous()
+        given = addresses(None, None, None, grad_planes, index, grad_x, None)
+        native("_cpu").triplet_pool_backward(*_part(x, gates), index.element_size(), given)
+    return grad_x
+
+
+def apply(x: Tensor, gate: Tensor, gates: int) -> Tensor:
+    """Returns x times the mean of the gates (positions,) in acc."""
+    out = empty_map(x)
+    if x.numel():
+        x, gate = _rows_dense(x), gate.contiguous()
+        given = addresses(x, None, gate, None, None, out, None)
+        native("_cpu").triplet_apply(*_part(x, gates), 2, given)
+    return out
+
+
+def apply_backward(grad_out: Tensor, x: Tensor, gate: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Returns (grad_x, grad_gate in acc)."""
+    grad_x, grad_gate = empty_map(x), torch.empty(gate.shape, dtype=gate.dtype)
+    if x.numel():
+        grad_out, gate = like_layout(x, grad_out), gate.contiguous()
+        x = _rows_dense(x)
+        given = addresses(x, grad_out, gate, None, None, grad_x, grad_gate)
+        native("_cpu").triplet_apply_backward(*_part(x, gates), 2, given)
+    return grad_x, grad_gate
+
+
+def _part(x: Tensor, gates: int) -> tuple:
+    """What the parts of the compiled module take first."""
+    return DTYPES[x.dtype], x.shape[0], *memory_axes(x), gates, threads_for(x)
+
+
 def _rows_dense(x: Tensor) -> Tensor:
     """``x`` itself if the innermost memory axis is dense, else a contiguous copy."""
     return x if x.stride(3) == 1 or is_channels_last(x) else x.contiguous()

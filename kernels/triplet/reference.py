@@ -1,10 +1,12 @@
 """Triplet attention in plain PyTorch: the truth the fast backends are measured against."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._backend import without_autocast
+from .._backend import accumulator, without_autocast
 
 POOLED_AXES = (2, 3, 1)  # gate 0 pools over H, gate 1 over W, gate 2 (spatial) over C
 # Each gate sees x with its pooled axis in the channel place; the rest is the plane's rows, columns.
@@ -66,10 +68,32 @@ def z_pool_gate(
     eps: float = 1e-5,
 ) -> Tensor:
     """One gate: x * sigmoid(bn(conv([max over axis 1, mean over axis 1]))); weight (1, 2, k, k)."""
-    pooled = torch.stack((x.max(1).values, x.mean(1)), 1).to(conv_weight.dtype)
+    pooled = z_pool(x, 1).to(conv_weight.dtype)
     with without_autocast(x):
         u = F.conv2d(pooled, conv_weight, padding=conv_weight.shape[-1] // 2)
         v = F.batch_norm(
             u, running_mean, running_var, bn_weight, bn_bias, training, momentum=momentum, eps=eps
         )
     return x * v.sigmoid().to(x.dtype)
+
+
+def z_pool(x: Tensor, axis: int) -> Tensor:
+    """Maximum and mean over an axis of (N, C, H, W), as (N, 2, the other two axes in order)."""
+    return torch.stack((x.max(axis).values, x.mean(axis)), 1)
+
+
+def triplet_pool_reference(x: Tensor, *, spatial: bool = True) -> tuple[Tensor, ...]:
+    """(N, 2, C, W), (N, 2, H, C) and, with ``spatial``, (N, 2, H, W), at least in float32."""
+    pooled = (z_pool(x, axis).to(accumulator(x.dtype)) for axis in POOLED_AXES)
+    over_h, over_w, over_c = pooled
+    return (over_h, over_w.mT, over_c) if spatial else (over_h, over_w.mT)
+
+
+def triplet_apply_reference(x: Tensor, gates: Sequence[Tensor]) -> Tensor:
+    """out = mean over gates of x * gate; (N, 1, C, W), (N, 1, H, C) and maybe (N, 1, H, W)."""
+    total: Tensor | None = None
+    for gate, back in zip(gates, TO_GATE, strict=False):
+        gated = x * gate.permute(back).to(x.dtype)
+        total = gated if total is None else total + gated
+    assert total is not None
+    return total / len(gates)

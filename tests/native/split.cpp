@@ -54,13 +54,47 @@ vector<double> run_split(const Case& at, int radix, bool training, int threads) 
   return found;
 }
 
+// The pool, and the application of gates made elsewhere with its gradients.
+vector<double> run_parts(const Case& at, int radix, int threads) {
+  const Sizes& z = at.size;
+  const int dtype = at.dtype;
+  const bool last = at.channels_last;
+  const int64_t hw = z.h * z.w, c = z.c, width = radix * c;
+  const int64_t plane = last ? 1 : hw + (at.layout == kGaps ? 3 : 0);
+  const int64_t image = last ? width * hw : (width - 1) * plane + hw;
+  const int64_t stride = at.layout == kExpanded ? 0 : image + (!last && at.layout == kGaps ? 5 : 0);
+  const medseg::SplitShape shape{z.n, c, hw, 0, stride, plane, last, radix, 1, threads, false, 0};
+  const size_t acc = acc_size(dtype), volume = z.n * c * hw * size_of(dtype);
+  Buffer x(((z.n - 1) * stride + image) * size_of(dtype)), grad_out(volume), out(volume);
+  Buffer gates(z.n * width * acc), pooled(z.n * c * acc), grad_gates(gates.bytes);
+  Buffer again(gates.bytes), grad_x(radix * volume);
+  Buffer scratch(kernels->split_part_scratch(dtype, shape));
+  uint32_t seed = 1;
+  for (Buffer* b : {&x, &grad_out}) fill(*b, dtype, seed++);
+  fill(gates, acc_of(dtype), seed);
+  const auto call = [&](void (*part)(int, const medseg::SplitPart&), void* mapped, void* sums) {
+    std::memset(scratch.data, 0xff, scratch.bytes);
+    part(dtype, {shape, x.data, grad_out.data, gates.data, mapped, sums, scratch.data});
+  };
+  call(kernels->split_pool, nullptr, pooled.data);
+  call(kernels->split_apply, out.data, nullptr);
+  call(kernels->split_apply_backward, nullptr, again.data);
+  call(kernels->split_apply_backward, grad_x.data, grad_gates.data);
+  vector<double> found;
+  for (const Buffer* b : {&out, &grad_x}) append(found, *b, dtype);
+  for (const Buffer* b : {&pooled, &again, &grad_gates}) append(found, *b, acc_of(dtype));
+  return found;
+}
+
 }  // namespace
 
 void split_cases(const Case& at) {
-  for (int radix : {1, 2, 3, 4})
+  for (int radix : {1, 2, 3, 4}) {
+    agree(at, "parts of split", radix, [&](int threads) { return run_parts(at, radix, threads); });
     for (bool training : {false, true}) {
       if (training && at.size.n < 3) continue;  // one or two images have no variance worth a name
       agree(at, training ? "training split" : "split", radix,
             [&](int threads) { return run_split(at, radix, training, threads); });
     }
+  }
 }
