@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medseg.kernels import split_attention
+from medseg.kernels import split_apply, split_attention, split_pool
 
 
 class SplitAttention(nn.Module):
@@ -16,10 +16,10 @@ class SplitAttention(nn.Module):
     s the mean over the map of sum_r u_r (``medseg.kernels.split_attention``).
 
     In inference, that is with ``bn0`` in eval mode under ``torch.no_grad()``, batch norm and ReLU
-    are folded into the attention, and u never exists in memory. The fused op needs a plain
+    are folded into the attention, and u never exists in memory. That is for a plain
     ``BatchNorm2d`` with running statistics as ``bn1``, or a ``SyncBatchNorm`` in eval mode; with
     any other norm there (``SyncBatchNorm`` in training, ``momentum=None``, none at all) the gates
-    run as the modules they are, between a pooling and a combination of the map, on every backend.
+    run as the modules they are, between ``split_pool`` and ``split_apply`` of ``medseg.kernels``.
     The parameter names are those of the ResNeSt authors.
 
     Args:
@@ -38,7 +38,7 @@ class SplitAttention(nn.Module):
         ValueError: an option is out of range, or a width is no multiple of its groups.
 
     Attributes:
-        backend: of the fused op, as its argument; None takes the fastest that can run.
+        backend: of the fused ops, as their argument; None takes the fastest that can run.
 
     Source: Zhang et al., "ResNeSt", arXiv:2004.08955.
     """
@@ -102,16 +102,13 @@ class SplitAttention(nn.Module):
         return out
 
     def _by_modules(self, x: Tensor) -> Tensor:
-        splits = x.chunk(self.radix, 1)
-        pooled = x.mean((2, 3), keepdim=True)  # (N, R * C, 1, 1): one read of the map
-        h = self.bn1(self.fc1(pooled.unflatten(1, (self.radix, -1)).sum(1))).relu()
+        """Fused pooling, the gates as the modules they are, fused application."""
+        pooled = split_pool(x, radix=self.radix, backend=self.backend)  # (N, C)
+        h = self.bn1(self.fc1(pooled.to(self.fc1.weight.dtype)[:, :, None, None])).relu()
         z = self.fc2(h).unflatten(1, (self.cardinality, self.radix, -1))  # (N, K, R, C/K, 1, 1)
         a = z.softmax(2) if self.radix > 1 else z.sigmoid()
-        gates = a.transpose(1, 2).flatten(1, 3).to(x.dtype).chunk(self.radix, 1)
-        out = gates[0] * splits[0]
-        for gate, split in zip(gates[1:], splits[1:], strict=True):
-            out = out + gate * split
-        return out
+        gates = a.transpose(1, 2).flatten(1)  # (N, R * C), the splits one after the other
+        return split_apply(x, gates, radix=self.radix, backend=self.backend)
 
 
 def _inner_width(

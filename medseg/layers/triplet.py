@@ -3,15 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from medseg.kernels import triplet_attention
-
-# Of each gate: the axis of x that it pools, whether its plane (N, R, S) is what that leaves of x
-# with two axes swapped, and where the axes of the gate (N, 1, R, S) belong in x.
-_AXES = {
-    "gate_h": (2, False, (0, 2, 1, 3)),
-    "gate_w": (3, True, (0, 3, 2, 1)),
-    "gate_c": (1, False, (0, 1, 2, 3)),
-}
+from medseg.kernels import triplet_apply, triplet_attention, triplet_pool
 
 
 class TripletAttention(nn.Module):
@@ -23,9 +15,8 @@ class TripletAttention(nn.Module):
 
     The fused op needs plain batch norms with running statistics that agree in momentum, eps and
     mode; ``SyncBatchNorm`` is one in eval mode. With any other norm in a gate (``SyncBatchNorm`` in
-    training, ``momentum=None``, ``track_running_stats=False``) the map is pooled along its axes as
-    it lies, the norms run as the modules they are, and the map is gated once by the mean of the
-    gates, on every backend.
+    training, ``momentum=None``, ``track_running_stats=False``) the gates run as the modules they
+    are, between ``triplet_pool`` and ``triplet_apply`` of ``medseg.kernels``.
 
     Args:
         kernel_size: size of the square convolutions of the gates, odd.
@@ -35,7 +26,7 @@ class TripletAttention(nn.Module):
         ValueError: ``kernel_size`` is even or below 1.
 
     Attributes:
-        backend: of the fused op, as its argument; None takes the fastest that can run.
+        backend: of the fused ops, as their argument; None takes the fastest that can run.
 
     Source: Misra et al., "Rotate to Attend", WACV 2021, arXiv:2010.03045.
     """
@@ -52,22 +43,21 @@ class TripletAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W); returns the same shape."""
-        gates = [self.gate_h, self.gate_w]
-        if self.gate_c is not None:
-            gates.append(self.gate_c)
-        norms = [gate.bn for gate in gates]
-        if not _can_stack(norms):
-            return self._by_modules(x)
-        return self._fused(x, gates, norms)
+        norms = [gate.bn for gate in self._gates()]
+        return self._fused(x, norms) if _can_stack(norms) else self._by_modules(x)
 
-    def _fused(self, x: Tensor, gates: list["ZPoolGate"], norms: list[nn.BatchNorm2d]) -> Tensor:
+    def _gates(self) -> list["ZPoolGate"]:
+        gates = [self.gate_h, self.gate_w]
+        return gates if self.gate_c is None else [*gates, self.gate_c]
+
+    def _fused(self, x: Tensor, norms: list[nn.BatchNorm2d]) -> Tensor:
         first = norms[0]
         running = [n.running_mean for n in norms] + [n.running_var for n in norms]
         stats = torch.cat(running)  # pyright: ignore[reportArgumentType]  # a copy: (2 G,)
         mean, var = stats.chunk(2)
         out = triplet_attention(
             x,
-            torch.cat([gate.conv.weight for gate in gates]),
+            torch.cat([gate.conv.weight for gate in self._gates()]),
             torch.cat([n.weight for n in norms]),
             torch.cat([n.bias for n in norms]),
             mean,
@@ -82,15 +72,11 @@ class TripletAttention(nn.Module):
         return out
 
     def _by_modules(self, x: Tensor) -> Tensor:
-        modules = {"gate_h": self.gate_h, "gate_w": self.gate_w, "gate_c": self.gate_c}
-        gates = []
-        for name, gate in modules.items():
-            if gate is not None:
-                axis, turned, back = _AXES[name]
-                planes = torch.stack((x.max(axis).values, x.mean(axis)), 1)  # (N, 2, R, S)
-                gates.append(gate.gate(planes.mT if turned else planes).permute(back))
-        mean = sum(gates[1:], gates[0]) / len(gates)
-        return x * mean.to(x.dtype)
+        """Fused pooling, the gates as the modules they are, fused application."""
+        gates = self._gates()
+        planes = triplet_pool(x, spatial=len(gates) == 3, backend=self.backend)
+        maps = [gate.gate(pooled) for gate, pooled in zip(gates, planes, strict=True)]
+        return triplet_apply(x, maps, backend=self.backend)
 
 
 class ZPoolGate(nn.Module):
