@@ -94,6 +94,8 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row((4, 64, 32, 32), dtypes=("float16",)),
         Row((4, 16, 8, 8)),
     ),
+    "triplet_parts": (Row(LARGE, BOTH),),
+    "split_parts": (Row(LARGE, BOTH),),
     "split_folded": (Row(LARGE, BOTH, BF16, steps=("inference",)),),
     "mde": (  # E-DU's skips
         Row(LARGE, BOTH, BF16),

@@ -14,6 +14,7 @@ PASSES = {
     "eca": (2.0, 3.0, 3.0, 4.0),
     "eca_pool": (3.25, 4.25, 3.25, 4.5),  # two maps in, their sum and a quarter out
     "triplet": (2.0, 3.0, 3.0, 4.0),
+    "triplet_parts": (2.0, 3.0, 3.0, 4.0),
     "mde": (2.0, 2.0, 2.0, 2.0),
     "mde_learned": (2.0, 2.0, 3.0, 3.0),
     "gate": (5.0, 5.0, 8.0, 8.0),  # three maps in, two out; then five in, three out
@@ -23,7 +24,8 @@ PASSES = {
 
 
 # Where the floor is what time goes for.
-MEMORY_BOUND = {*PASSES, "split", "split_folded"} - {"position"}
+_SPLITS = ("split", "split_parts", "split_folded")
+MEMORY_BOUND = {*PASSES, *_SPLITS} - {"position"}
 
 
 def map_bytes(case: Case) -> int:
@@ -42,7 +44,7 @@ def floor_bytes(case: Case) -> tuple[int, int]:
 
 def passes(case: Case) -> tuple[float, float, float, float]:
     """Over x: inference resident and streamed, backward resident and streamed."""
-    if case.op in ("split", "split_folded"):  # the output is an R-th of x
+    if case.op in _SPLITS:  # the output is an R-th of x
         part = 1 / dict(case.options).get("radix", 2)
         return 1 + part, 2 + part, 2 + part, 2 + 2 * part
     return PASSES[case.op]
@@ -66,7 +68,9 @@ FLOPS = {
     "eca": lambda case: (2, 4),
     "eca_pool": lambda case: (4, 5),
     "triplet": _triplet,
+    "triplet_parts": lambda case: (9, 11),
     "split": lambda case: (3, 4),
+    "split_parts": lambda case: (3, 4),
     "split_folded": lambda case: (6, 0),
     "mde": lambda case: (_STENCIL, _STENCIL),
     "mde_learned": lambda case: (_STENCIL, _STENCIL + 8),

@@ -14,8 +14,12 @@ from medseg.kernels import (
     mde_concat,
     mde_filter,
     position_attention,
+    split_apply,
     split_attention,
+    split_pool,
+    triplet_apply,
     triplet_attention,
+    triplet_pool,
 )
 
 Call = Callable[..., Any]
@@ -115,6 +119,33 @@ def _split(case: Case) -> Recipe:
     return Recipe("split", learned + front, len(learned), forward)
 
 
+def _split_parts(case: Case) -> Recipe:
+    """Pooling and application, of gates that depend on what was pooled."""
+
+    def forward(backend: str) -> Call:
+        def call(x: Tensor, gates: Tensor) -> Tensor:
+            pooled = split_pool(x, backend=backend)
+            return split_apply(x, gates + pooled.repeat(1, 2), backend=backend)
+
+        return call
+
+    return Recipe("split", [feature_map(case), numbers(*case.shape[:2])], 2, forward)
+
+
+def _triplet_parts(case: Case) -> Recipe:
+    """Pooling and application, of gates that are maximum times mean and a number."""
+
+    def forward(backend: str) -> Call:
+        def call(x: Tensor, weight: Tensor) -> Tensor:
+            planes = triplet_pool(x, backend=backend)
+            gates = [weight + p[:, :1] * p[:, 1:] for p in planes]
+            return triplet_apply(x, gates, backend=backend)
+
+        return call
+
+    return Recipe("triplet", [feature_map(case), numbers(1)], 2, forward)
+
+
 def _mde(case: Case) -> Recipe:
     """Fixed gains, or with `mde_learned` gains that get gradients."""
 
@@ -164,6 +195,8 @@ RECIPES: dict[str, Callable[[Case], Recipe]] = {
     "triplet": _triplet,
     "split": _split,
     "split_folded": _split,
+    "split_parts": _split_parts,
+    "triplet_parts": _triplet_parts,
     "mde": _mde,
     "mde_learned": _mde,
     "mde_concat": _mde_concat,

@@ -101,6 +101,9 @@ def run_triplet() -> None:
                 x, weight, vector, vector, vector, vector, training, 1e-5, keep
             )
         kernel.backward(x, x, weight, vector, vector, stats, planes, index, training, 1e-5)
+        planes, index = kernel.pool(x, gates)
+        kernel.pool_backward(planes, x, index, gates)
+        kernel.apply_backward(x, x, planes[0], gates)
 
 
 def run_split() -> None:
@@ -127,6 +130,7 @@ def run_split() -> None:
         )
         learned = (fc1, biases[0], *norm, fc2, biases[1])
         kernel.backward(grad, x, *learned, stats, saved, *numbers, True)
+        kernel.apply_backward(grad, x, kernel.pool(x, radix).repeat(1, radix), radix, True)
 
 
 def run_mde() -> None:

@@ -8,8 +8,12 @@ from medseg.kernels import (
     mde_concat,
     mde_filter,
     position_attention,
+    split_apply,
     split_attention,
+    split_pool,
+    triplet_apply,
     triplet_attention,
+    triplet_pool,
 )
 
 
@@ -28,6 +32,10 @@ MDE_GAINS = torch.tensor([[0.5, 2.0, 1.5, 1.0]])
 def split_args(dtype=torch.float32):
     shapes = ((3,), (3,), (3,), (3,), (1,))
     return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def split_parts_args(dtype=torch.float32):
+    return [torch.randn(1, dtype=dtype) for _ in range(5)]
 
 
 def eca(x, *learned):
@@ -98,6 +106,24 @@ def split_train(x, *learned):
     return split(x, *learned, training=True)
 
 
+def triplet_parts(x, conv, weight, bias):
+    """Pooling and application around gates of a convolution, as a layer with its own norm."""
+    maps = []
+    for i, pooled in enumerate(triplet_pool(x)):
+        u = torch.nn.functional.conv2d(pooled.to(conv.dtype), conv[i : i + 1], padding=1)
+        maps.append((u * weight[i] + bias[i]).sigmoid())
+    return triplet_apply(x, maps)
+
+
+def split_parts(x, fc1, weight, bias, fc2, fc2_bias):
+    """Two splits made of x, and gates that depend on what was pooled."""
+    both = torch.cat((x, 1 - x), 1)
+    pooled = split_pool(both).to(fc1.dtype)
+    hidden = (pooled[:, :1] * fc1[:1] * weight[:1] + bias[:1] + pooled[:, 1:2] * fc2[:1]).sin()
+    ramp = torch.arange(both.shape[1], dtype=fc1.dtype) / 4
+    return split_apply(both, (hidden * ramp + fc2_bias).sigmoid())
+
+
 OPS = {
     "eca": (eca, eca_args),
     "eca_pooled": (eca_pooled, eca_args),
@@ -108,8 +134,10 @@ OPS = {
     "position_narrow": (position_narrow, position_args),
     "triplet": (triplet, triplet_args),
     "triplet_train": (triplet_train, triplet_args),
+    "triplet_parts": (triplet_parts, triplet_args),
     "split": (split, split_args),
     "split_train": (split_train, split_args),
+    "split_parts": (split_parts, split_parts_args),
 }
 
 
@@ -141,6 +169,13 @@ def raw_calls():
             for training in (True, False):
                 arguments = (y, *learned, *running, training, 1e-5, True, "cpu")
                 yield torch.ops.medseg.triplet.default, arguments
+            yield torch.ops.medseg.triplet_pool.default, (y, 3, "cpu")
+            positions = y.shape[0] * (5 * 7 + 5 * 8 + 7 * 8)
+            gates = torch.rand(positions).requires_grad_()
+            yield torch.ops.medseg.triplet_apply.default, (y, gates, 2, "cpu")
+            gates = torch.rand(2, 4).requires_grad_()
+            yield torch.ops.medseg.split_pool.default, (y[:, :4], 2, "cpu")
+            yield torch.ops.medseg.split_apply.default, (y[:, :4], gates, 2, "cpu")
             yield torch.ops.medseg.split.default, split_call(y[:, :4], training=True)
             yield torch.ops.medseg.split.default, split_call(y[:, :4], training=False)
 

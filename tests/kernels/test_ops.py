@@ -30,7 +30,7 @@ def op(request):
     return OPS[request.param]
 
 
-@pytest.mark.parametrize("number", range(32))
+@pytest.mark.parametrize("number", range(48))
 def test_opcheck(number):
     operator, arguments = list(raw_calls())[number]
     torch.library.opcheck(operator, arguments)
