@@ -8,6 +8,21 @@ from pathlib import Path
 from ..errors import UserError
 
 
+def refuse_odd_name(path: Path) -> None:
+    """Refuses a file whose name is no text.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path.parent} holds {path.name!r}, whose name is no text in UTF-8: rename the file.",
+            code=3,
+        ) from None
+
+
 def refuse_odd_file(root: Path, path: Path) -> None:
     """Refuses what is no image file of this folder, before anything is read from it.
 
@@ -17,13 +32,7 @@ def refuse_odd_file(root: Path, path: Path) -> None:
     Raises:
         UserError: the name is no text, a pipe or a folder bears it, or a link leads outside.
     """
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{path.parent} holds {path.name!r}, whose name is no text in UTF-8: rename the file.",
-            code=3,
-        ) from None
+    refuse_odd_name(path)
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13

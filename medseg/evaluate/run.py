@@ -20,8 +20,8 @@ from ..evaluation import (
     table_rows,
     values_of,
 )
-from ..flags import check_choice, flag, parse, require, require_least, require_text
-from ..inference import PRECISIONS, Predictor, load_trained, naming_flags
+from ..flags import check_choice, flag, parse, require, require_least
+from ..inference import PredictorConfig, load_trained, naming_flags
 from ..runs import RunFolder
 from .samples import SPLITS, Chosen, choose
 from .score import score_images
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(PredictorConfig):
     """Every setting of an evaluation."""
 
     data: str | None = flag(None, "folder with images/ and masks/; none: that of the run")
-    weights: str | None = flag(None, "a run folder, or its best.safetensors")
     compare: list[str] = flag(
         list, "A and B: two runs, weights or tables of evaluate, paired by image"
     )
@@ -51,22 +50,15 @@ class EvaluateConfig:
     tolerance: float = flag(2.0, "of the NSD, in units of --spacing")
     spacing: float = flag(1.0, "side of a pixel, for HD95 and the tolerance")
     batch: int = flag(8, "images a forward pass")
-    flips: bool = flag(False, "average over the mirror images of each image")
-    overlap: float = flag(0.25, "of neighbouring windows, in images larger than the network sees")
-    window: int | None = flag(None, "side of such a window; none: as in training")
-    precision: str = flag("fp32", "fp32, bf16 or fp16")
-    device: str = flag("auto", "auto, cpu, cuda or cuda:1")
     out: str | None = flag(None, "folder for evaluation.csv and evaluation.json; none: no files")
     json: bool = flag(False, "print one JSON document and nothing else")
 
     def __post_init__(self) -> None:
         """Refuses values that no evaluation can have."""
-        require_text(self)
-        require_least(self, 1, "batch", "window")
+        super().__post_init__()
+        require_least(self, 1, "batch")
         require_least(self, 0, "tolerance")
         require(0 < self.spacing < math.inf, "spacing", self.spacing, "must be a number above 0")
-        require(0 <= self.overlap < 1, "overlap", self.overlap, "must lie in 0..1, 1 left out")
-        check_choice("precision", self.precision, PRECISIONS)
         if self.split is not None:
             check_choice("split", self.split, SPLITS)
         if self.metric_style is not None:
@@ -146,9 +138,7 @@ def _scored(
     chosen = choose(trained, config.data, config.csv, config.split, config.group_by)
     if config.ignore_index is not None:
         chosen = replace(chosen, table=replace(chosen.table, ignore=config.ignore_index))
-    predictor = Predictor(
-        trained, config.batch, config.flips, config.overlap, config.precision, config.window
-    )
+    predictor = config.predictor(trained, config.batch)
     classes = len(trained.names)
     style = StyledScores(config.metric_style, classes) if config.metric_style else None
     with naming_flags(batch=config.batch, window=config.window):

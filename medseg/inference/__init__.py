@@ -4,6 +4,7 @@ from .forward import PRECISIONS, Forward
 from .load import Trained, load_trained, pick_device
 from .memory import full_memory, naming_flags
 from .predictor import Pixels, Predictor
+from .settings import PredictorConfig
 from .sources import FileImage, RowImage, find_files, open_images, stem
 from .tiles import Slab, View, slabs
 
@@ -13,6 +14,7 @@ __all__ = [
     "Forward",
     "Pixels",
     "Predictor",
+    "PredictorConfig",
     "RowImage",
     "Slab",
     "Trained",

@@ -12,6 +12,7 @@ import numpy as np
 from ..data import match_channels, read_image
 from ..data.files import EXTENSIONS
 from ..data.header import Header, read_header
+from ..data.paths import refuse_odd_name
 from ..errors import UserError
 
 RAW = (".npy",)
@@ -130,7 +131,7 @@ def find_files(path: Path) -> list[Path]:
     for folder in (path, path / "images"):
         files = sorted(p for p in folder.iterdir() if readable(p)) if folder.is_dir() else []
         for file in files:
-            _refuse_odd_name(file)
+            refuse_odd_name(file)
         if files:
             return files
     raise UserError(
@@ -165,13 +166,3 @@ def open_images(path: Path, channels: int) -> Iterator[SourceImage]:
 def is_large(height: int, width: int) -> bool:
     """Whether an image is worth reading in strips."""
     return height * width > _LARGE
-
-
-def _refuse_odd_name(path: Path) -> None:
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{path.parent} holds {path.name!r}, whose name is no text in UTF-8: rename the file.",
-            code=3,
-        ) from None

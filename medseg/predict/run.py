@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..document import print_document
 from ..errors import OutputError, UserError
-from ..flags import check_choice, flag, parse, require, require_least, require_text
+from ..flags import check_choice, flag, parse, require_least
 from ..inference import (
-    PRECISIONS,
     FileImage,
     Predictor,
+    PredictorConfig,
     RowImage,
     Slab,
     Trained,
@@ -34,25 +34,19 @@ _WORTH_A_LINE = 1 << 24  # pixels of an image that takes seconds
 
 
 @dataclass
-class PredictConfig:
+class PredictConfig(PredictorConfig):
     """Every setting of a prediction."""
 
     images: str | None = flag(None, "an image, or a folder of images")
-    weights: str | None = flag(None, "a run folder, or its best.safetensors")
     out: str | None = flag(None, "folder for the results, each kind in a folder of its own")
     write: list[str] = flag(list, f"of {', '.join(KINDS)}; none: masks and overlays")
     overwrite: bool = flag(False, "replace earlier results")
     batch: int = flag(8, "images a forward pass")
-    flips: bool = flag(False, "average over the mirror images of each image")
-    overlap: float = flag(0.25, "of neighbouring windows, in images larger than the network sees")
-    window: int | None = flag(None, "side of such a window; none: as in training")
-    precision: str = flag("fp32", "fp32, bf16 or fp16")
-    device: str = flag("auto", "auto, cpu, cuda or cuda:1")
     json: bool = flag(False, "print one JSON document and nothing else")
 
     def __post_init__(self) -> None:
         """Refuses values that no prediction can have."""
-        require_text(self)
+        super().__post_init__()
         for name, what in (
             ("images", "a file or folder"),
             ("weights", "a run"),
@@ -60,9 +54,7 @@ class PredictConfig:
         ):
             if getattr(self, name) is None:
                 raise UserError(f"--{name}: name {what}.")
-        require_least(self, 1, "batch", "window")
-        require(0 <= self.overlap < 1, "overlap", self.overlap, "must lie in 0..1, 1 left out")
-        check_choice("precision", self.precision, PRECISIONS)
+        require_least(self, 1, "batch")
         self.write = list(dict.fromkeys(self.write)) or ["masks", "overlays"]
         for kind in self.write:
             check_choice("write", kind, KINDS)
@@ -100,9 +92,7 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
     files = find_files(Path(str(config.images)))
     targets = Targets(Path(str(config.out)), config.write, config.overwrite, files)
     trained = load_trained(str(config.weights), config.device)
-    predictor = Predictor(
-        trained, config.batch, config.flips, config.overlap, config.precision, config.window
-    )
+    predictor = config.predictor(trained, config.batch)
     done = Done()
     start = time.perf_counter()
     with naming_flags(batch=config.batch, window=config.window):

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..flags import check_choice, flag, parse, require, require_least, require_text
-from ..inference import PRECISIONS
+from ..flags import flag, parse, require, require_least
+from ..inference import PredictorConfig
 from .names import is_name
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(PredictorConfig):
     """Every setting of a server."""
 
     weights: str | None = flag(None, "a run folder, or its best.safetensors; or the first word")
@@ -23,16 +23,11 @@ class ServeConfig:
     max_megapixels: float = flag(32.0, "of an image", "max-megapixels")
     queue: int = flag(128, "requests taken in at once; those beyond are answered with 503")
     timeout: float = flag(60.0, "seconds in which an upload must be in")
-    flips: bool = flag(False, "average over the mirror images of each image")
-    overlap: float = flag(0.25, "of neighbouring windows, in images larger than the network sees")
-    window: int | None = flag(None, "side of such a window; none: as in training")
-    precision: str = flag("fp32", "fp32, bf16 or fp16")
-    device: str = flag("auto", "auto, cpu, cuda or cuda:1")
     json: bool = flag(False, "print one line of JSON with the URL when ready, and nothing else")
 
     def __post_init__(self) -> None:
         """Refuses values that no server can have."""
-        require_text(self)
+        super().__post_init__()
         if self.weights is None:
             raise UserError("--weights: name a run: medseg serve runs/x.")
         if not self.host.strip():
@@ -43,11 +38,9 @@ class ServeConfig:
             )
             require(is_name(name), "allow_hosts", name, rule)
         require(0 <= self.port < 1 << 16, "port", self.port, "must lie in 0..65535")
-        require_least(self, 1, "max_mb", "queue", "window")
+        require_least(self, 1, "max_mb", "queue")
         require_least(self, 0.1, "timeout")
         require_least(self, 0.01, "max_megapixels")
-        require(0 <= self.overlap < 1, "overlap", self.overlap, "must lie in 0..1, 1 left out")
-        check_choice("precision", self.precision, PRECISIONS)
 
 
 def parse_flags(argv: Sequence[str]) -> ServeConfig:

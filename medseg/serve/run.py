@@ -74,13 +74,8 @@ def settings_of(app: Any, config: ServeConfig) -> "uvicorn.Config":
 
 
 def _open(config: ServeConfig) -> Predictor:
-    predictor = Predictor(
-        load_trained(str(config.weights), config.device),
-        flips=config.flips,
-        overlap=config.overlap,
-        precision=config.precision,
-        window=config.window,
-    )
+    trained = load_trained(str(config.weights), config.device)
+    predictor = config.predictor(trained, batch=8)
     predictor.labels(np.zeros((8, 8), np.uint8))  # what fails, fails here; the first is slow
     return predictor
 
