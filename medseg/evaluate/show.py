@@ -11,6 +11,7 @@ from ..evaluation import MEASURES
 if TYPE_CHECKING:
     from ..console import Journal
 
+_HALVES = MEASURES[:4], MEASURES[4:]  # all of them side by side are too wide for 80 columns
 _HEADS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "nsd": "NSD"}
 
 
@@ -26,16 +27,18 @@ def show(document: dict[str, Any], journal: "Journal", out: Path | None) -> None
 
 def _show_scores(document: dict[str, Any], journal: "Journal") -> None:
     drawn = f" in {document['clusters']} clusters" if document["clusters"] else ""
-    journal.show(
-        _means(
-            f"{document['images']} images{drawn} ({document['split']}), means with 95 % intervals",
-            {"all classes": document["mean"], **document["classes"]},
-        )
-    )
+    title = f"{document['images']} images{drawn} ({document['split']}), means with 95 % intervals"
+    for measures in _HALVES:
+        table = _table(title, measures, last="left out")
+        for name, row in {"all classes": document["mean"], **document["classes"]}.items():
+            cells = [_with_interval(row[m]) for m in measures]
+            table.add_row(name, *cells, str(row[measures[0]]["left_out"]))
+        journal.show(table)
+        title = None
     pooled = document["dataset"]
-    table = _table("All images taken as one", MEASURES[:4])
+    table = _table("All images taken as one", _HALVES[0])
     for name, row in {"all classes": pooled["mean"], **pooled["classes"]}.items():
-        table.add_row(name, *(_number(row[m]) for m in MEASURES[:4]))
+        table.add_row(name, *(_number(row[m]) for m in _HALVES[0]))
     journal.show(table)
     if "groups" in document:
         table = _table("Mean Dice by group", ("Dice",), "group", "images")
@@ -54,27 +57,27 @@ def _show_comparison(document: dict[str, Any], journal: "Journal") -> None:
     journal.say(f"B  {document['b']}")
     left = document["only_in_a"] + document["only_in_b"]
     title = f"A less B on {document['images']} images, with 95 % interval and p"
-    table = _table(title, MEASURES)
-    for name, row in {"all classes": document["mean"], **document["classes"]}.items():
-        cells = [f"{_with_interval(row[m])}\np {row[m]['p']:.4f}" for m in MEASURES]
-        table.add_row(name, *cells)
-    journal.show(table)
+    for measures in _HALVES:
+        table = _table(title, measures)
+        for name, row in {"all classes": document["mean"], **document["classes"]}.items():
+            cells = [f"{_with_interval(row[m])}\np {row[m]['p']:.4f}" for m in measures]
+            table.add_row(name, *cells)
+        journal.show(table)
+        title = None
     if left:
         journal.say(f"{left} images are in one of the two only, and left out")
 
 
-def _means(title: str, rows: dict[str, Any]) -> Table:
-    table = _table(title, MEASURES, "class", "left out")
-    for name, row in rows.items():
-        cells = [_with_interval(row[m]) for m in MEASURES]
-        table.add_row(name, *cells, str(row["dice"]["left_out"]))
-    return table
-
-
 def _table(
-    title: str, measures: tuple[str, ...], first: str = "class", last: str | None = None
+    title: str | None, measures: tuple[str, ...], first: str = "class", last: str | None = None
 ) -> Table:
-    table = Table(title=title, box=box.SIMPLE, title_style="bold", title_justify="left")
+    table = Table(
+        title=title,
+        box=box.SIMPLE,
+        title_style="bold",
+        title_justify="left",
+        padding=(0, 1, 0, 0),  # 80 columns are enough
+    )
     table.add_column(first)
     for name in measures:
         table.add_column(_HEADS.get(name, name), justify="right", no_wrap=True)
@@ -86,7 +89,7 @@ def _table(
 def _with_interval(row: dict[str, Any]) -> str:
     if row["mean"] is None:
         return "-"
-    return f"{_number(row['mean'])}\n{_number(row['low'], 3)}-{_number(row['high'], 3)}"
+    return f"{_number(row['mean'])}\n{_number(row['low'], 3)}..{_number(row['high'], 3)}"
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -98,7 +98,19 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
     with naming_flags(batch=config.batch, window=config.window):
         _predict_all(predictor, files, targets, done, journal.log if config.json else journal.say)
     done.seconds = round(time.perf_counter() - start, 3)
-    document = {
+    document = _document(trained, done)
+    if config.json:
+        print_document(document)
+    else:
+        _tell(config, done, journal)
+    if done.failed:
+        first = done.failed[0]["error"].removesuffix(".")
+        raise UserError(f"{first} ({len(done.failed)} of {len(files)} files were left out).", 3)
+    return document
+
+
+def _document(trained: Trained, done: Done) -> dict[str, Any]:
+    return {
         "weights": str(trained.path),
         "model": trained.model,
         "classes": dict(zip(trained.names, trained.values, strict=True)),
@@ -106,19 +118,16 @@ def predict(config: PredictConfig, journal: "Journal") -> dict[str, Any]:
         "failed": done.failed,
         "seconds": done.seconds,
     }
-    if config.json:
-        print_document(document)
-    else:
-        rate = len(done.images) / max(done.seconds, 1e-9)
-        kinds = ", ".join(config.write)
-        journal.say(
-            f"{len(done.images)} images in {done.seconds:.1f} s ({rate:.1f} a second): "
-            f"{kinds} in {config.out}"
-        )
-    if done.failed:
-        first = done.failed[0]["error"].removesuffix(".")
-        raise UserError(f"{first} ({len(done.failed)} of {len(files)} files were left out).", 3)
-    return document
+
+
+def _tell(config: PredictConfig, done: Done, journal: "Journal") -> None:
+    rate = len(done.images) / max(done.seconds, 1e-9)
+    journal.say(
+        f"{len(done.images)} images in {done.seconds:.1f} s ({rate:.1f} a second): "
+        f"{', '.join(config.write)} in {config.out}"
+    )
+    for failed in done.failed[1:]:  # the first is in the error
+        journal.say(f"left out: {failed['error']}")
 
 
 def _predict_all(

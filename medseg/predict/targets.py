@@ -33,6 +33,7 @@ class Targets:
         self._refuse_same_names(inputs)
         for kind in self.kinds:
             self._check_folder(kind)
+            self._refuse_drawn(kind, inputs)
         for path in inputs:
             self._refuse_present(stem(path))
 
@@ -90,6 +91,17 @@ class Targets:
             )
         if os.path.commonpath((folder, home)) != home:
             raise UserError(f"--out {self.out}: {self.out / kind} is a link to elsewhere.")
+
+    def _refuse_drawn(self, kind: str, inputs: Iterable[Path]) -> None:
+        """Refuses masks/ beside images/: somebody may have drawn what is in it."""
+        folder = self.out / kind
+        homes = {Path(path).parent for path in (*map(os.path.abspath, inputs), *self._inputs)}
+        beside = [home.parent / "masks" for home in homes if home.name == "images"]
+        if folder.is_dir() and any(masks.exists() and folder.samefile(masks) for masks in beside):
+            raise UserError(
+                f"--out {self.out}: {folder} holds the masks of the images that are read; name "
+                "another folder."
+            )
 
     def _refuse_present(self, name: str) -> None:
         if self.overwrite:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from medseg.data import write_blood_smear
+from medseg.data import load_table, write_blood_smear
 from medseg.evaluate import main
 from medseg.train import main as train
 
@@ -76,6 +76,18 @@ def test_table_on_the_terminal(evaluate, runs, smear):
     assert done.code == 0, done.err
     for words in ("10 images", "HD95", "cytoplasm", "by group", "mmsegmentation", "miou"):
         assert words in done.out
+
+
+@pytest.mark.parametrize("kind", ["scores", "comparison"])
+def test_tables_fit_a_narrow_terminal(evaluate, runs, smear, monkeypatch, kind):
+    """Each class is named, and no interval is cut short."""
+    monkeypatch.setenv("COLUMNS", "80")
+    what = ("--weights", runs / "a") if kind == "scores" else ("--compare", runs / "a", runs / "b")
+    said = evaluate("--data", smear, *what).out
+    assert "\u2026" not in said
+    names = [name.split()[0] for name in load_table(smear).names[1:]]
+    for word in ("all classes", *names):
+        assert said.count(word) >= 2, word  # in both halves
 
 
 @pytest.mark.parametrize("table", [True, False])

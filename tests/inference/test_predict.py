@@ -223,6 +223,32 @@ def test_nothing_is_overwritten(predict, run, tmp_path):
     assert done.code == 2 and "link to elsewhere" in done.err and not files_in(away)
 
 
+def test_masks_that_somebody_drew_are_never_replaced(predict, tmp_path):
+    """A data folder's own masks, where it is named for the results as well."""
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+        path = save(tmp_path / "set" / kind / "a.png", picture())
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "set" / "images")
+    for images in (tmp_path / "set", tmp_path / "set" / "images", tmp_path / "link"):
+        done = predict("--images", images, "--overwrite", out=tmp_path / "set")
+        assert done.code == 2 and "holds the masks of the images that are read" in done.err
+    assert path.read_bytes() == before
+    assert (
+        predict("--images", tmp_path / "set", "--write", "overlays", out=tmp_path / "set").code == 0
+    )
+
+
+def test_each_file_that_was_left_out_is_named(predict, tmp_path):
+    save(tmp_path / "a.png", picture())
+    for name in "bcd":
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    done = predict("--images", tmp_path)
+    assert done.code == 3 and "1 images in" in done.out and "(3 of 4 files" in done.err
+    for name in "bcd":
+        assert (done.out + done.err).count(f"{name}.png cannot be read") == 1
+
+
 def test_names_that_collide_are_refused(predict, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
