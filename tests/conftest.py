@@ -8,7 +8,7 @@ from hypothesis import settings
 from medseg.startup import settle
 
 settle()  # before PyTorch is loaded; beside other programs the tests would take far longer
-# A shell's background job is deaf to Ctrl-C, and so would be the programs that tests start and stop.
+# A shell's background job is deaf to Ctrl-C, and so would be the programs that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
