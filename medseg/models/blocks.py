@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from medseg.kernels._backend import same_side
 
-from .one_pass import conv_norm
+from .one_pass import conv_norm, conv_norm_add
 
 
 class ConvNorm(nn.Module):
@@ -41,6 +41,10 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, ceil(H / stride), ceil(W / stride))."""
         return conv_norm(x, self.conv, self.bn, self.act)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """What ``forward`` returns plus ``other`` of that shape, for a block without ReLU."""
+        return conv_norm_add(x, self.conv, self.bn, other)
 
 
 class Up(nn.Module):

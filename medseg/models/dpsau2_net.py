@@ -228,8 +228,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels, H, W); returns the same shape."""
-        y = self.expand(self.split(self.reduce(x)))
-        return F.relu(y.add_(x), inplace=True)  # nothing keeps the output of a batch norm
+        y = self.split(self.reduce(x))
+        return F.relu(self.expand.plus(y, x), inplace=True)
 
 
 def _add(y: Tensor, x: Tensor) -> Tensor:

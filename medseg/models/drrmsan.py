@@ -212,7 +212,7 @@ class MultiRes(nn.Module):
         t1 = self.conv3(x)
         t2 = self.conv5(t1)
         y = self.bn_cat(torch.cat((t1, t2, self.conv7(t2)), 1))
-        return self.bn_out(F.relu(y.add_(self.shortcut(x)), inplace=True))
+        return self.bn_out(F.relu(self.shortcut.plus(x, y), inplace=True))
 
 
 class Residual(nn.Module):
@@ -226,8 +226,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, H, W)."""
-        y = self.shortcut(x)
-        return self.bn(F.relu(y.add_(self.main(x)), inplace=True))
+        return self.bn(F.relu(self.shortcut.plus(x, self.main(x)), inplace=True))
 
 
 class Side(nn.Module):

@@ -1,4 +1,4 @@
-"""Convolution, batch norm and ReLU; in inference on a CPU as one pass over the map."""
+"""Convolution, batch norm, ReLU or sum; in inference on a CPU as one pass over the map."""
 
 from typing import Any
 
@@ -27,17 +27,35 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module, relu: bool = True) ->
     Three modules are three passes over the map. Where no gradient will be asked for, the norm is in
     eval mode and the weights are fewer than the numbers of the map, its scale goes into the weights
     of this call, and oneDNN applies the shift and the ReLU to what its convolution still holds in
-    registers: the same numbers up to rounding. The backend "reference" runs the modules one by one.
+    registers: the same numbers up to rounding. Where the weights are more, oneDNN gets them as they
+    are, while ``conv`` would bring them to the layout of the map first. The backend "reference"
+    runs the modules one by one.
 
     Args:
         x: (N, C, H, W).
         conv, norm: a Conv2d, and a batch norm or Identity; others run as they are.
         relu: whether a ReLU comes last.
     """
-    if _in_one_pass(x, conv) and _is_plain(norm, conv) and _gains(x, conv, norm):
-        return _at_once(x, conv, norm, relu)
-    y = norm(conv(x))
+    if _in_one_pass(x, conv) and _is_plain(norm, conv):
+        if _gains(x, conv, norm):
+            return _at_once(x, conv, norm, relu)
+        y = norm(_at_once(x, conv, None, relu=False))
+    else:
+        y = norm(conv(x))
     return F.relu(y, inplace=True) if relu else y
+
+
+def conv_norm_add(x: Tensor, conv: nn.Module, norm: nn.Module, other: Tensor) -> Tensor:
+    """norm(conv(x)) + other, in one pass where ``conv_norm`` takes one.
+
+    Args:
+        x, conv, norm: as for ``conv_norm``.
+        other: the shape and dtype of the result.
+    """
+    alike = type(other) is Tensor and other.dtype is x.dtype
+    if alike and _in_one_pass(x, conv) and _is_plain(norm, conv) and _gains(x, conv, norm):
+        return _at_once(x, conv, norm, relu=False, other=other)
+    return conv_norm(x, conv, norm, relu=False).add_(other)
 
 
 class PackedConv2d(nn.Conv2d):
@@ -82,30 +100,28 @@ def scaled(conv: Any, norm: Any, dtype: torch.dtype = torch.float32) -> tuple[Te
         conv: a convolution, or a transposed one of one group.
         norm: a batch norm with running statistics.
     """
-    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+    mean, scale = norm.running_mean.to(dtype), (norm.running_var.to(dtype) + norm.eps).rsqrt_()
     if norm.weight is not None:
-        scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype)
-    if conv.bias is not None:
-        shift = shift + conv.bias.to(dtype)
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.to(dtype)
+        scale = scale * norm.weight
+    shift = -mean if conv.bias is None else conv.bias - mean
+    shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
     axis = 1 if conv.transposed else 0
     shape = [-1 if i == axis else 1 for i in range(conv.weight.dim())]
-    weight = conv.weight.to(dtype) * scale.view(shape)
+    weight = conv.weight * scale.view(shape)
     return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
 
-def _at_once(x: Tensor, conv: Any, norm: Any, relu: bool) -> Tensor:
+def _at_once(x: Tensor, conv: Any, norm: Any, relu: bool, other: Tensor | None = None) -> Tensor:
     if isinstance(norm, nn.BatchNorm2d):
         weight, bias = scaled(conv, norm)
     else:
         weight = conv.packed(x) if isinstance(conv, PackedConv2d) else conv.weight
         bias = conv.bias
     place = (conv.padding, conv.stride, conv.dilation, conv.groups)
-    then = _RELU if relu else _NONE
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *place, *then)
+    run = torch.ops.mkldnn._convolution_pointwise
+    if other is None:
+        return run(x, weight, bias, *place, *(_RELU if relu else _NONE))
+    return run.binary(x, other, weight, bias, *place, "add", None, None, [], None)
 
 
 def _in_one_pass(x: Tensor, conv: Any, hooked: bool = False) -> bool:

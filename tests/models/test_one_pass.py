@@ -14,7 +14,7 @@ import medseg
 from medseg.kernels import use_backend
 from medseg.models import one_pass
 from medseg.models.blocks import ConvNorm
-from medseg.models.one_pass import PackedConv2d, conv_norm
+from medseg.models.one_pass import PackedConv2d, conv_norm, conv_norm_add
 
 pytestmark = pytest.mark.skipif(not one_pass._ONEDNN, reason="this PyTorch has no oneDNN")
 halves = pytest.param(
@@ -28,9 +28,9 @@ def taken(monkeypatch):
     """The convolutions that went the short way."""
     seen, real = [], one_pass._at_once
 
-    def at_once(x, conv, norm, relu):
+    def at_once(x, conv, norm, relu, other=None):
         seen.append(conv)
-        return real(x, conv, norm, relu)
+        return real(x, conv, norm, relu, other)
 
     monkeypatch.setattr(one_pass, "_at_once", at_once)
     return seen
@@ -82,6 +82,43 @@ def test_numbers(options, dtype, taken):
                     error = (out.double() - expected.double()).abs().max()
                     assert error <= tolerance * expected.abs().max()
     assert len(taken) == 16
+
+
+def test_more_weights_than_numbers(taken):
+    """The weights stay as they are; the norm comes after, and its hooks with it."""
+    conv, norm = pair()
+    x = image(1, 4, 2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(conv_norm(x, conv, norm), plain(x, conv, norm))
+        assert taken == [conv]
+        norm.register_forward_hook(lambda *args: None)
+        conv_norm(x, conv, norm)
+    assert taken == [conv]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, halves])
+def test_sum(dtype, taken):
+    """The other summand is read where it lies and stays as it was."""
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for layout in (torch.channels_last, torch.contiguous_format):
+        for size in (9, 2):  # the smaller map has fewer numbers than the convolution weights
+            conv, norm = pair(dtype=dtype)
+            x, other = image(2, 4, size, size, dtype=dtype), image(2, 8, size, size, dtype=dtype)
+            other = other.contiguous(memory_format=layout)
+            before = other.clone()
+            for last in (norm, nn.Identity()):
+                with torch.no_grad():
+                    expected = (plain(x, conv, last, relu=False) + other).double()
+                    out = conv_norm_add(x, conv, last, other)
+                assert (out.double() - expected).abs().max() <= tolerance * expected.abs().max()
+                assert out.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(other, before)
+    assert len(taken) == 8
+    assert conv_norm_add(x, conv, norm, other).requires_grad
+    other[0, 0, 0, 0] = float("nan")
+    with torch.no_grad():
+        assert conv_norm_add(x, conv, norm, other).isnan().sum() == 1
+    assert len(taken) == 9
 
 
 def ways_to_watch():
@@ -149,7 +186,6 @@ def test_others_run_one_by_one(taken):
         assert conv_norm(x[0], conv, nn.Identity()).shape == (8, 9, 9)
         conv_norm(x.double(), *pair(dtype=torch.float64))
         conv_norm(x.to("meta"), conv.to("meta"), norm.to("meta"))
-        conv_norm(image(1, 4, 2, 2), *pair())  # fewer numbers than weights
         with pytest.raises(RuntimeError, match=r"[Kk]ernel size can't be greater"):
             conv_norm(image(1, 4, 9, 2), *pair(kernel_size=5, padding=0))
         both = pair()
