@@ -75,7 +75,7 @@ def empty_map(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     if LARGE <= n * c * h * w * x.element_size() < MOST_MB << 20:
         if _limit is None:
             _set_limit(_from_environment())
-        if _limit:
+        if _limit and compiled("_cpu")[0] is not None:
             capsule = native("_cpu").empty_map(DTYPES[x.dtype], sizes, is_channels_last(x))
             if capsule is not None:
                 return from_dlpack(capsule)

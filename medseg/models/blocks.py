@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.kernels._backend import same_side
+from medseg.kernels._cpu_launch import empty_map
 
-from .one_pass import conv_norm, conv_norm_add
+from .one_pass import conv_norm, conv_norm_add, only_result_counts
 
 
 class ConvNorm(nn.Module):
@@ -58,6 +59,21 @@ class Up(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, channels_in, H, W); returns (N, channels, 2H, 2W)."""
         return F.relu(self.bn(self.deconv(x)), inplace=True)
+
+
+def concat(*maps: Tensor) -> Tensor:
+    """``torch.cat(maps, 1)``; in inference on a CPU a large result takes pages others have left.
+
+    For maps of a few sizes, as where a decoder meets its skips: the operators keep 256 MB of pages.
+
+    Args:
+        maps: (N, C, H, W) each, of any C.
+    """
+    last = maps[-1]
+    if only_result_counts(last) and all(m.dtype is last.dtype for m in maps):
+        n, _, h, w = last.shape
+        return torch.cat(maps, 1, out=empty_map(last, (n, sum(m.shape[1] for m in maps), h, w)))
+    return torch.cat(maps, 1)
 
 
 def resize(x: Tensor, size: Tensor | tuple[int, int]) -> Tensor:

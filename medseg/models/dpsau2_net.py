@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from medseg.errors import UserError
 from medseg.layers import SplitAttention
 
-from .blocks import ConvNorm, resize
+from .blocks import ConvNorm, concat, resize
 from .names import renamed
 from .network import Network, Outputs, check_choice, check_count
 from .registry import register
@@ -112,10 +112,10 @@ class DPSAU2Net(Network):
         for n in range(self.depth - 1, 0, -1):
             skip = skips.pop()
             x = self.get_submodule(f"dec_sa{n}")(resize(x, skip))
-            x = self.get_submodule(f"dec{n}")(torch.cat((x, skip), 1))
+            x = self.get_submodule(f"dec{n}")(concat(x, skip))
             sides.append(self.side[str(n)](x))
         sides = [resize(side, size) for side in reversed(sides)]
-        logits = self.fuse(torch.cat(sides, 1))
+        logits = self.fuse(concat(*sides))
         if self.training and self.deep_supervision:
             return Outputs(logits, tuple(sides))
         return logits
@@ -213,7 +213,7 @@ class Stage(nn.Module):
         y = self.down[str(self.levels)](y)
         for k in range(self.levels - 1, 0, -1):
             skip = skips.pop()
-            y = self.up[str(k)](torch.cat((resize(y, skip), skip), 1))
+            y = self.up[str(k)](concat(resize(y, skip), skip))
         return _add(y, x)
 
 

@@ -17,14 +17,13 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.errors import UserError
 from medseg.layers import ECA, TripletAttention
 
-from .blocks import Up, resize
+from .blocks import Up, concat, resize
 from .names import renamed
 from .network import Network, Outputs, check_choice, check_count
 from .one_pass import conv_norm
@@ -208,7 +207,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x: (N, channels_in, H, W), skip: (N, channels, 2H, 2W); returns the shape of skip."""
-        y = self.dconv(torch.cat((self.up(x), skip), 1))
+        y = self.dconv(concat(self.up(x), skip))
         return y if self.attn is None else self.attn(y)
 
 

@@ -129,19 +129,22 @@ def _in_one_pass(x: Tensor, conv: Any, hooked: bool = False) -> bool:
 
     ``hooked``: whether hooks of ``conv`` have their turn already.
     """
+    if not (_ONEDNN and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):  # pyright: ignore
+        return False
+    if type(conv) not in (nn.Conv2d, PackedConv2d) or conv.padding_mode != "zeros":
+        return False
+    return only_result_counts(x) and _fits(x, conv) and (hooked or not _is_watched(conv))
+
+
+def only_result_counts(x: Tensor) -> bool:
+    """Whether x is a map on a CPU, of which nothing but the numbers made of it will be asked."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return False
     if type(x) is not Tensor or x.device.type != "cpu" or x.dim() != 4 or not x.numel():
         return False
-    if not (_ONEDNN and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):  # pyright: ignore
-        return False
     if wanted_backend() not in (None, "auto", "cpu") or torch._C._len_torch_dispatch_stack():
         return False
-    if watched_by_forward_ad() or peek_interpreter_stack() is not None:  # jvp, vmap
-        return False
-    if type(conv) not in (nn.Conv2d, PackedConv2d) or conv.padding_mode != "zeros":
-        return False
-    return _fits(x, conv) and (hooked or not _is_watched(conv))
+    return not watched_by_forward_ad() and peek_interpreter_stack() is None  # jvp, vmap
 
 
 def _fits(x: Tensor, conv: Any) -> bool:

@@ -160,7 +160,8 @@ def test_train_changes_statistics_and_eval_does_not(model):
 def test_batch_does_not_matter_in_eval(model):
     x = image(model.eval())
     with torch.no_grad():
-        torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=1e-4, atol=1e-5)
+        both, alone = model(x)[:1], model(x[:1])
+    assert float((both - alone).abs().max()) <= 1e-4 * float(alone.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "pt"])

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import medseg
-from medseg.kernels import use_backend
+from medseg.kernels import _cpu_launch, use_backend
 from medseg.models import one_pass
-from medseg.models.blocks import ConvNorm
+from medseg.models.blocks import ConvNorm, concat
 from medseg.models.one_pass import PackedConv2d, conv_norm, conv_norm_add
 
 pytestmark = pytest.mark.skipif(not one_pass._ONEDNN, reason="this PyTorch has no oneDNN")
@@ -119,6 +119,39 @@ def test_sum(dtype, taken):
     with torch.no_grad():
         assert conv_norm_add(x, conv, norm, other).isnan().sum() == 1
     assert len(taken) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_concat(dtype, layout):
+    """Bit for bit torch.cat, in a layout of its own choice, while earlier results live on."""
+    held = []
+    for channels in ((8, 8), (3, 5, 8)):
+        for side in (4, 160):  # below and above the size of which pages are kept
+            maps = [image(2, c, side, side, dtype=dtype, layout=layout) for c in channels]
+            for grad in (True, False):
+                with torch.set_grad_enabled(grad):
+                    held.append((concat(*maps), torch.cat(maps, 1)))
+    for found, expected in held:
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
+
+
+def test_concat_of_others():
+    """Dtypes that differ, gradients, and a build without compiled operators."""
+    x = image(1, 4, 300, 300)
+    with torch.no_grad():
+        assert concat(x.bfloat16(), x).dtype is torch.float32
+        assert concat(x, x[:, :0]).shape == x.shape
+    x.requires_grad_()
+    concat(x, 2 * x).sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 3))
+
+
+def test_concat_without_compiled_operators(monkeypatch):
+    monkeypatch.setattr(_cpu_launch, "compiled", lambda name: (None, "it was not built"))
+    x = image(1, 4, 300, 300)
+    with torch.no_grad():
+        assert torch.equal(concat(x, x), torch.cat((x, x), 1))
 
 
 def ways_to_watch():
