@@ -65,7 +65,7 @@ class FusedTriplet(Fused, TripletAttention):
         return hasattr(module, cls._places[0])
 
     @classmethod
-    def _gates(cls, block: Any) -> list[Any]:
+    def _gates_of(cls, block: Any) -> list[Any]:
         gates = [getattr(block, place, None) for place in cls._places]
         return [gate.conv for gate in gates if gate is not None]
 
@@ -74,7 +74,7 @@ class FusedTriplet(Fused, TripletAttention):
         found = parts.why_not_parts(block, cls._needed, cls._spare)
         if found is not None:
             return found
-        norms = [gate.bn for gate in cls._gates(block)]
+        norms = [gate.bn for gate in cls._gates_of(block)]
         kinds = {(n.momentum, n.eps, n.training) for n in norms}
         return None if len(kinds) == 1 else "its norms differ in momentum, eps or mode"
 
@@ -83,8 +83,10 @@ class FusedTriplet(Fused, TripletAttention):
         return 5
 
     def fused(self, x: Tensor) -> Tensor:
-        gates = self._gates(self)
-        return self._fused(x, gates, [gate.bn for gate in gates])
+        return self._fused(x, [gate.bn for gate in self._gates()])
+
+    def _gates(self) -> list[Any]:
+        return self._gates_of(self)
 
 
 class FusedDRATriplet(FusedTriplet):
@@ -95,7 +97,7 @@ class FusedDRATriplet(FusedTriplet):
     _spare = _gate_parts("SpatialGate", "spatial")
 
     @classmethod
-    def _gates(cls, block: Any) -> list[Any]:
+    def _gates_of(cls, block: Any) -> list[Any]:
         gates = [getattr(block, place, None) for place in cls._places]
         return [gate.spatial for gate in gates if gate is not None]
 
