@@ -27,6 +27,8 @@ from tests.kernels.gate_cases import check as check_gate
 from tests.kernels.gate_cases import triples
 from tests.kernels.mde_cases import KINDS, mde_gains, mde_pair
 from tests.kernels.split_cases import split_pair, split_params
+from tests.kernels.test_parts import check_split as check_split_parts
+from tests.kernels.test_parts import check_triplet as check_triplet_parts
 from tests.kernels.truth import DTYPES, SHAPES, check, layouts
 
 REASON = why_not("cuda", "eca", "cuda")
@@ -66,6 +68,16 @@ def test_triplet(shape, dtype, training):
     reference = triplet(triplet_reference, training, 3)
     for x in layouts(shape, dtype, "cuda"):
         check(fused_triplet(training, 3), reference, x, on_gpu(triplet_params(3, 7, dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", (*SHAPES[:2], (2, 64, 128, 128), (2, 512, 33, 31)))
+def test_pooling_and_application(shape, dtype):
+    n, c, h, w = shape
+    for x in layouts(shape, dtype, "cuda"):
+        check_triplet_parts(x, c != 7, "cuda")
+    for x in layouts((n, 2 * c, h, w), dtype, "cuda"):
+        check_split_parts(x, 2, "cuda")
 
 
 @pytest.mark.parametrize("k", (1, 3, 5, 25))

@@ -24,7 +24,7 @@ def test_split_holds_the_rule(radix, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", (SINGLE, HALF, BRAIN), ids=str)
-@pytest.mark.parametrize("shape", ((2, 7, 17, 19), (1, 3, 2, 2), (3, 16, 33, 1)), ids=str)
+@pytest.mark.parametrize("shape", ((2, 5, 9, 11), (1, 3, 2, 2), (2, 4, 9, 1)), ids=str)
 def test_triplet_holds_the_rule(shape, dtype, device):
     for x in layouts(shape, dtype, device):
         check_triplet(x, dtype is not HALF, "triton")
@@ -32,14 +32,14 @@ def test_triplet_holds_the_rule(shape, dtype, device):
 
 @FORMATS
 def test_shares_of_large_planes_are_added(memory_format, device):
-    x = torch.randn(2, 4, 70, 66).to(device, memory_format=memory_format)
+    x = torch.randn(1, 2, 40, 66).to(device, memory_format=memory_format)
     check_split(x, 2, "triton")
     check_triplet(x, True, "triton")
 
 
 @FORMATS
 def test_the_first_of_equal_maxima_gets_the_gradient(memory_format, device):
-    x = torch.randint(-1, 2, (2, 5, 18, 33)).float().to(device, memory_format=memory_format)
+    x = torch.randint(-1, 2, (2, 3, 9, 33)).float().to(device, memory_format=memory_format)
     for value in (x, x.bfloat16()):
         value = value.detach().requires_grad_()
         got = pooled_index(triplet_pool(value, backend="triton"), value)

@@ -135,3 +135,24 @@ def test_gradients_around_a_norm_of_ones_own(name):
         return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
 
     assert torch.autograd.gradcheck(call, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("name", ["triplet", "split"])
+def test_captured_around_a_norm_of_ones_own(name, backend):
+    """For every size in one graph, and compiled; fused or, as an export has it, not."""
+    layer = layers(OwnNorm)[name].eval()
+    layer.backend = backend
+    x, other = (torch.randn(2, 8, h, w, dtype=torch.float64) for h, w in ((6, 5), (9, 12)))
+    sides = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(layer, (x,), dynamic_shapes=(sides,)).module()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for image in (x, other):
+        want = layer(image)
+        torch.testing.assert_close(program(image), want)
+        torch.testing.assert_close(compiled(image), want)
+    with torch.profiler.profile() as profile:
+        layer(x)
+    called = {event.key for event in profile.key_averages()}
+    fused = {f"medseg::{name}_pool", f"medseg::{name}_apply"}
+    assert called & fused == (set() if backend else fused)
