@@ -1,5 +1,20 @@
 """Losses by name: MONAI's and the networks' own, in float32 at any precision, blind to label -1.
 
+dice: 1 - Dice of the softmax, over the whole batch, mean over all classes.
+ce: cross entropy, mean over the known pixels.
+dice_ce: their sum.
+focal: cross entropy times (1 - p)^2, mean over the known pixels.
+bce: binary cross entropy of each class against the rest, mean over known pixels and classes.
+dra_net: cross entropy, as "ce".
+dpsau2_net: 1 - (2 I + 1) / (S + 1) over the whole batch; of the softmax, mean over all classes, or
+    with K = 1 of the sigmoid.
+drrmsan: as "bce", with probabilities clipped to 1e-7 .. 1 - 1e-7.
+hpddrnet: `ohem_cross_entropy`.
+
+Weights of classes: each class's term of the Dice and each pixel's term of the focal loss are
+multiplied by its own; the cross entropy is the weighted mean, sum(w l) / sum(w); hpddrnet takes
+them as published. The other losses take none.
+
 Those of the networks bear their names. Their sources are the specifications' readings of the
 authors' code: DRA-Net (github.com/W-JFenf/DRA-Net), DPSAU2-Net (github.com/WKSalt/DPSAU2-Net),
 DRRMSAN (github.com/Jimut123/drrmsan_tests) and HPDDRNet (github.com/fanjuchen/HPDDRNet).
@@ -33,23 +48,8 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
     added with weight 0.6 in "hpddrnet", 1 in "drrmsan" and 0.4 in all others. Logits in half
     precision are widened to float32 first, autocast or not.
 
-    dice: 1 - Dice of the softmax, over the whole batch, mean over all classes.
-    ce: cross entropy, mean over the known pixels.
-    dice_ce: their sum.
-    focal: cross entropy times (1 - p)^2, mean over the known pixels.
-    bce: binary cross entropy of each class against the rest, mean over known pixels and classes.
-    dra_net: cross entropy, as "ce".
-    dpsau2_net: 1 - (2 I + 1) / (S + 1) over the whole batch; of the softmax, mean over all
-        classes, or with K = 1 of the sigmoid.
-    drrmsan: as "bce", with probabilities clipped to 1e-7 .. 1 - 1e-7.
-    hpddrnet: `ohem_cross_entropy`.
-
-    Weights of classes: each class's term of the Dice and each pixel's term of the focal loss are
-    multiplied by its own; the cross entropy is the weighted mean, sum(w l) / sum(w); hpddrnet takes
-    them as published. The other losses take none.
-
     Args:
-        name: one of ``LOSSES``.
+        name: one of ``LOSSES``; the head of this file says what they are.
         classes: K, background included; 1 for logits of a foreground alone, which only bce,
             dpsau2_net and drrmsan can take.
         class_weight: K factors of the classes; None for none.
@@ -60,22 +60,7 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
             raises it for a target on the CPU that has values above 1, as masks of 0 and 255 do;
             on a GPU nobody looks, which would be waiting for it.
     """
-    if name not in LOSSES:
-        raise UserError(f"--loss {name}: unknown; known: {', '.join(LOSSES)}.", code=2)
-    least = 1 if name in _BINARY else 2
-    if classes < least:
-        raise ValueError(
-            f"classes must be at least {least} for {name}, "
-            f"{'background included' if least == 2 else 'the foreground'}, got {classes}"
-        )
-    if class_weight is None:
-        loss = LOSSES[name](classes)
-    else:
-        refuse_weights(name)
-        if len(class_weight) != classes:
-            raise ValueError(f"class_weight must have {classes} values, got {len(class_weight)}")
-        loss = _WEIGHTED[name](classes, torch.tensor(class_weight, dtype=torch.float32))
-    weight = AUX_WEIGHTS.get(name, AUX_WEIGHT)
+    loss, weight = _chosen(name, classes, class_weight), AUX_WEIGHTS.get(name, AUX_WEIGHT)
 
     def call(output: Any, target: Tensor) -> Tensor:
         if classes == 1:
@@ -88,6 +73,24 @@ def build_loss(name: str, classes: int, class_weight: Sequence[float] | None = N
             return total
 
     return call
+
+
+def _chosen(name: str, classes: int, class_weight: Sequence[float] | None) -> Loss:
+    """The loss of one map of logits."""
+    if name not in LOSSES:
+        raise UserError(f"--loss {name}: unknown; known: {', '.join(LOSSES)}.", code=2)
+    least = 1 if name in _BINARY else 2
+    if classes < least:
+        raise ValueError(
+            f"classes must be at least {least} for {name}, "
+            f"{'background included' if least == 2 else 'the foreground'}, got {classes}"
+        )
+    if class_weight is None:
+        return LOSSES[name](classes)
+    refuse_weights(name)
+    if len(class_weight) != classes:
+        raise ValueError(f"class_weight must have {classes} values, got {len(class_weight)}")
+    return _WEIGHTED[name](classes, torch.tensor(class_weight, dtype=torch.float32))
 
 
 def _refuse_many_values(target: Tensor) -> None:

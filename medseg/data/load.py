@@ -63,15 +63,8 @@ def load_table(
         UserError: anything in the folder that cannot be trained on; code 3, or 2 for a wrong flag.
     """
     root = Path(root)
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise UserError(f"the data folder {root} {what}: name a folder with images/ and masks/.", 3)
     clusters = Clusters(group_by)
-    table_file = find_csv(root, csv)
-    if table_file is None:
-        samples = pair_by_stem(root, clusters)
-    else:
-        samples = read_rows(root, table_file, clusters)
+    table_file, samples = _pairs(root, csv, clusters)
     if folds is not None:
         samples = draw_folds(samples, folds, fold, seed)
     elif table_file is None:
@@ -85,6 +78,15 @@ def load_table(
     values, names = class_table(root, samples, found, classes, ignore)
     refuse_blank_val(root, samples, found, values[0])
     return Table(root, tuple(samples), values, names, channels, ignore)
+
+
+def _pairs(root: Path, csv: Path | None, clusters: Clusters) -> tuple[Path | None, list[Sample]]:
+    """The table that pairs the files, if there is one, and the pairs."""
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UserError(f"the data folder {root} {what}: name a folder with images/ and masks/.", 3)
+    path = find_csv(root, csv)
+    return path, pair_by_stem(root, clusters) if path is None else read_rows(root, path, clusters)
 
 
 def _inspect(samples: list[Sample]) -> tuple[int, list[list[int]]]:

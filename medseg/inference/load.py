@@ -65,13 +65,8 @@ def load_trained(path: str | Path, device: str = "cpu", fold: bool = True) -> Tr
     model = facts.read("model", lambda v: v in list_models())
     channels = facts.read("in_channels", lambda v: v in (1, 3))
     network = create_model(model, channels, classes, file, **options).eval()
-    if fold:
-        network = fuse_conv_bn(network)
-    # convolutions of half precision on a GPU, and those of a CPU, take their weights so
-    network = network.requires_grad_(False).to(target)
-    network = nn.Module.to(network, memory_format=torch.channels_last)  # pyright: ignore
     return Trained(
-        network=network,
+        network=_at_work(fuse_conv_bn(network) if fold else network, target),
         path=file,
         model=model,
         channels=channels,
@@ -87,6 +82,12 @@ def load_trained(path: str | Path, device: str = "cpu", fold: bool = True) -> Tr
         epoch=facts.read("epoch", lambda v: isinstance(v, int), None),
         dice=facts.read("dice", lambda v: isinstance(v, float), None),
     )
+
+
+def _at_work(network: nn.Module, device: torch.device) -> nn.Module:
+    """Without gradients, on its device, the weights as convolutions there take them."""
+    network = network.requires_grad_(False).to(device)
+    return nn.Module.to(network, memory_format=torch.channels_last)  # pyright: ignore
 
 
 def pick_device(name: str) -> torch.device:

@@ -75,11 +75,7 @@ def create_model(
         UserError: name, option, number or weights do not fit, or the weights carry other numbers
             than an option asks for; the message says what would.
     """
-    if not isinstance(name, str) or name not in _REGISTRY:
-        known = list_models()
-        hint = _did_you_mean(name, known)
-        raise UserError(f"model {name!r} is unknown{hint}; known: {', '.join(known)}")
-    cls, preset = _REGISTRY[name]
+    cls, preset = _registered(name)
     _check_arguments(name, cls, in_channels, classes, options)
     model = cls(in_channels=in_channels, classes=classes, **{**preset, **options})
     if weights is not None:
@@ -89,6 +85,14 @@ def create_model(
             warnings.warn(f"weights {weights}: {', '.join(anew)} start anew", stacklevel=2)
         _refuse_overruled(model, asked, options, weights)
     return model
+
+
+def _registered(name: str) -> tuple[type[Network], dict[str, Any]]:
+    if not isinstance(name, str) or name not in _REGISTRY:
+        known = list_models()
+        hint = _did_you_mean(name, known)
+        raise UserError(f"model {name!r} is unknown{hint}; known: {', '.join(known)}")
+    return _REGISTRY[name]
 
 
 def _check_arguments(

@@ -39,12 +39,32 @@ def finish(
     rows, _ = engine.score()
     if run is None:
         return None
+    report = _report(job, engine, run, rows, facts, stopped)
+    run.write_rows("scores.csv", job.score_rows(rows))
+    run.write_text("curves.svg", curves_file(engine.history, report.columns))
+    page = run.write_text("report/index.html", render(report))
+    journal.show(score_table(report))
+    first = f"first batch after {facts['first_batch']} s; " if "first_batch" in facts else ""
+    journal.say(first + waiting_share(job.config, engine.history))
+    journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
+    journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
+    return document_of(report, run)
+
+
+def _report(
+    job: Job,
+    engine: Engine,
+    run: RunFolder,
+    rows: list[Scored],
+    facts: dict[str, Any],
+    stopped: UserError | None,
+) -> Report:
     scores = [row.dice for row in rows]
     names = job.table.names[1:]
     columns = dict(zip(names, job.dice_columns, strict=True))
     best, worst = best_and_worst(scores)
     confusion, predicted = _review(engine, {*best, *worst})
-    report = Report(
+    return Report(
         title=run.path.name,
         config=job.config.portable(),
         facts=facts,
@@ -62,15 +82,6 @@ def finish(
         confusion=confusion,
         speed=measure(job, engine),
     )
-    run.write_rows("scores.csv", job.score_rows(rows))
-    run.write_text("curves.svg", curves_file(engine.history, columns))
-    page = run.write_text("report/index.html", render(report))
-    journal.show(score_table(report))
-    first = f"first batch after {facts['first_batch']} s; " if "first_batch" in facts else ""
-    journal.say(first + waiting_share(job.config, engine.history))
-    journal.say(f"best weights of epoch {engine.best_epoch}: {run.path / 'best.safetensors'}")
-    journal.say(f"{facts['seconds']:.0f} s in all; report: {page}", style="bold")
-    return document_of(report, run)
 
 
 def document_of(report: Report, run: RunFolder) -> dict[str, Any]:
