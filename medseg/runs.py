@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -187,6 +188,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"--resume {folder}: its last.ckpt is gone; train anew, without --resume.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose words would have the reader let code run
+        raise _damaged(path, "it is not made of tensors, numbers and text alone") from None
     except Exception as error:
         raise _damaged(path, error) from None
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):

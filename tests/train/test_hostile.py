@@ -137,6 +137,7 @@ def test_damaged_checkpoints(finished, tmp_path, monkeypatch, damage):
     with pytest.raises(UserError, match="cannot be read as a training state") as caught:
         read_checkpoint(folder)
     assert caught.value.code == 3 and "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # nobody is told how to let code run
     assert not (tmp_path / "owned").exists()
 
 
