@@ -66,7 +66,8 @@ class Tool:
         self.run, self.images, self.out = str(run), str(images), (out / str(n) for n in range(99))
 
     def __call__(self):
-        config = PredictConfig(self.images, self.run, str(next(self.out)), ["masks"])
+        out = str(next(self.out))
+        config = PredictConfig(images=self.images, weights=self.run, out=out, write=["masks"])
         with contextlib.redirect_stdout(None):
             return predict(config, Journal(quiet=True))["seconds"]
 
