@@ -96,7 +96,7 @@ def _rare(classes: Sequence[ClassLine]) -> list[Finding]:
                 says += f": {what[part]}" if part in what else ""
                 found.append(Finding("warning", "classes", says, "divide the images anew"))
             elif part == "train" and share.images < _FEW and line.index:
-                says = f"only {share.images} training images have {line.name} (value {line.value})"
+                says = f"training images with {line.name} (value {line.value}): only {share.images}"
                 found.append(Finding("warning", "classes", says, "add images that show it"))
     return found
 
