@@ -120,11 +120,19 @@ def _term_like_interrupt(journal: Journal) -> Iterator[None]:
     if journal.console.quiet or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    kept: dict[signal.Signals, Any] = {}
+
+    def interrupt(number: int, frame: Any) -> None:
+        if hasattr(signal, "SIGCHLD"):  # a scheduler stops the readers too: no accident of theirs
+            kept.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+        raise KeyboardInterrupt
+
+    kept[signal.SIGTERM] = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _complain(journal: Journal, sentence: str) -> None:

@@ -8,6 +8,7 @@ from ..config import TrainConfig
 from ..errors import UserError
 from ..inference import full_memory
 
+_TERMINATED = "is killed by signal: Terminated"  # PyTorch's words on a process that reads images
 _LOST = "Connection closed by peer|Connection reset by peer|Broken pipe|NCCL|Gloo|gloo|socket"
 
 
@@ -28,6 +29,8 @@ def accidents(config: TrainConfig) -> Iterator[None]:
         told = str(error).strip().splitlines()[-1]  # behind the worker's traceback
         raise UserError(told.partition("UserError: ")[2], 3) from None
     except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if _TERMINATED in str(error):  # as the whole run is: the readers were only the first
+            raise KeyboardInterrupt from None
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             first = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(

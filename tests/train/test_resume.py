@@ -1,6 +1,8 @@
 """kill -9 at any moment, --resume, and the finished weights are the same bits."""
 
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -68,6 +70,18 @@ def test_two_processes_killed(smear, tmp_path):
     assert at["step"] % 2 == 0
     finish(once, start(*TRAIN, "--resume", tmp_path / "killed"))
     _same(tmp_path / "killed", tmp_path / "once")
+
+
+def test_a_scheduler_stops_the_whole_group(smear, tmp_path):
+    """SIGTERM reaches the processes that read images, too; their end is not what ended the run."""
+    long = ["--data", smear, "--out", tmp_path, "--name", "run", "--epochs", "999", "--batch", "2"]
+    process = start(*TRAIN, *long, "--size", "32", "--workers", "2")
+    wait_for_checkpoint(tmp_path / "run", process, 1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "stopped in epoch" in said and f"--resume {tmp_path / 'run'} goes on from it" in said
+    assert "--workers" not in said and "Traceback" not in said
 
 
 def test_another_batch_cannot_go_on_within_an_epoch(smear, tmp_path, capsys, monkeypatch):
