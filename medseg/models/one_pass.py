@@ -19,6 +19,7 @@ _HALVES = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 # oneDNN's own ReLU makes 0 of NaN, which would hide that a network has diverged; this one does not.
 _RELU = ("leaky_relu", [1e-30], "")
 _NONE = ("none", [], "")
+_SMALL = 200_000  # numbers of map and weights
 
 
 def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module, relu: bool = True) -> Tensor:
@@ -36,7 +37,7 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module, relu: bool = True) ->
         conv, norm: a Conv2d, and a batch norm or Identity; others run as they are.
         relu: whether a ReLU comes last.
     """
-    if _in_one_pass(x, conv) and _is_plain(norm, conv):
+    if not _is_small(x, conv, norm) and _in_one_pass(x, conv) and _is_plain(norm, conv):
         if _gains(x, conv, norm):
             return _at_once(x, conv, norm, relu)
         y = norm(_at_once(x, conv, None, relu=False))
@@ -159,6 +160,12 @@ def _fits(x: Tensor, conv: Any) -> bool:
         return False
     reach = [step * (side - 1) + 1 for step, side in zip(steps, kernel, strict=True)]
     return all(x.shape[2 + i] + 2 * padding[i] >= reach[i] for i in (0, 1))
+
+
+def _is_small(x: Tensor, conv: Any, norm: Any) -> bool:
+    """Whether three passes take no longer than to scale the weights and to look for hindrances."""
+    batch_norm = isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)
+    return batch_norm and x.numel() + conv.weight.numel() < _SMALL
 
 
 def _gains(x: Tensor, conv: Any, norm: Any) -> bool:

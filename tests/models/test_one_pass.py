@@ -25,7 +25,8 @@ halves = pytest.param(
 
 @pytest.fixture
 def taken(monkeypatch):
-    """The convolutions that went the short way."""
+    """The convolutions that went the short way; small maps may too."""
+    monkeypatch.setattr(one_pass, "_SMALL", 0)
     seen, real = [], one_pass._at_once
 
     def at_once(x, conv, norm, relu, other=None):
@@ -94,6 +95,19 @@ def test_more_weights_than_numbers(taken):
         norm.register_forward_hook(lambda *args: None)
         conv_norm(x, conv, norm)
     assert taken == [conv]
+
+
+def test_small_maps_are_left_alone(taken, monkeypatch):
+    """Scaling weights would take longer than it saves; folded, there is nothing to scale."""
+    monkeypatch.setattr(one_pass, "_SMALL", 1000)
+    conv, norm = pair()
+    small, large = image(1, 4, 9, 9), image(1, 4, 16, 16)
+    with torch.no_grad():
+        for x in (small, large):
+            torch.testing.assert_close(conv_norm(x, conv, norm), plain(x, conv, norm))
+        assert len(taken) == 1
+        conv_norm(small, conv, nn.Identity())
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, halves])
