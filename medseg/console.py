@@ -120,19 +120,17 @@ def _term_like_interrupt(journal: Journal) -> Iterator[None]:
     if journal.console.quiet or threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept: dict[signal.Signals, Any] = {}
 
     def interrupt(number: int, frame: Any) -> None:
-        if hasattr(signal, "SIGCHLD"):  # a scheduler stops the readers too: no accident of theirs
-            kept.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+        if hasattr(signal, "SIGCHLD"):  # what PyTorch says of readers that were stopped as well
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    kept[signal.SIGTERM] = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(journal: Journal, sentence: str) -> None:
