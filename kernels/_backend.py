@@ -169,7 +169,7 @@ def compiled(name: str) -> tuple[ModuleType | None, str | None]:
         return None, f"{name} was not built: {_build_note(name)}"
     except ImportError as error:
         return None, f"{name} is built but does not load: {error}"
-    built_of = _build_notes().get("sources", {}).get(name)
+    built_of = (_build_notes().get("sources") or {}).get(name)
     if built_of is not None and fingerprint(name) not in (None, built_of):  # half a ms, once
         return None, f"{name} is older than its sources in csrc/; pip install -e . builds it anew"
     return module, None
@@ -185,9 +185,10 @@ def _build_note(name: str) -> str:
 def _build_notes() -> dict[str, Any]:
     """What setup.py wrote about the build; nothing where none has run."""
     try:
-        return json.loads((Path(__file__).parent / "_build.json").read_text())
+        notes = json.loads((Path(__file__).parent / "_build.json").read_text())
     except (OSError, ValueError):
         return {}
+    return notes if isinstance(notes, dict) else {}
 
 
 @functools.cache

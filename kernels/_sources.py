@@ -15,6 +15,7 @@ def fingerprint(name: str) -> str | None:
         return None
     found = [bindings, *csrc.glob("*.h"), *csrc.glob(f"{kind}/*")]
     total = hashlib.sha256()
-    for path in sorted(path for path in found if path.suffix in _SUFFIXES):
+    sources = [p for p in found if p.suffix in _SUFFIXES and p.name[0] != "." and p.is_file()]
+    for path in sorted(sources):
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]

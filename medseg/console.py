@@ -127,10 +127,13 @@ def _term_like_interrupt(journal: Journal) -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
+    of_children = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if of_children is not None:
+            signal.signal(signal.SIGCHLD, of_children)
 
 
 def _complain(journal: Journal, sentence: str) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 def print_document(document: Any) -> None:
     """Prints a document in ASCII, whatever the terminal takes; what is no number is null."""
-    print(json.dumps(without_nan(document), indent=1), flush=True)
+    try:
+        print(json.dumps(without_nan(document), indent=1), flush=True)
+    except BrokenPipeError:  # who read it wants no more; Python's last flush would fail, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager

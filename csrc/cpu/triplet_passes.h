@@ -24,12 +24,12 @@ struct Flight {
   I* index[3];
 };
 
-// out = x * (g0 + g1 + g2) for rows [rows.begin, rows.end) of index a0. Rows forward, as the
-// prefetcher likes them. Three products, not x times the sum of gates: infinity * 0 must stay NaN,
-// and they cost nothing.
-template <class T>
-MEDSEG_INLINE void apply_rows(const TripletShape& s, const T* x, int64_t stride_1,
-                              Acc<T>* const gate[3], int64_t a0, Range rows, T* out) {
+// out = x * (g0 + g1 + g2) for rows [rows.begin, rows.end) of index a0, but for the gate of memory
+// axis kAbsent. Rows forward, as the prefetcher likes them. Products, not x times the sum of gates:
+// infinity * 0 must stay NaN where a gate is 0, and they cost nothing.
+template <int kAbsent, class T>
+MEDSEG_INLINE void apply_rows_but(const TripletShape& s, const T* x, int64_t stride_1,
+                                  Acc<T>* const gate[3], int64_t a0, Range rows, T* out) {
   using A = Acc<T>;
   constexpr int64_t L = Lanes<A>::count;
   const int64_t ld0 = round_up(s.a[2], L), ld1 = ld0, ld2 = round_up(s.a[1], L);
@@ -40,6 +40,8 @@ MEDSEG_INLINE void apply_rows(const TripletShape& s, const T* x, int64_t stride_
     const A* g0 = gate[0] + a1 * ld0;
     const A g2 = gate[2][a0 * ld2 + a1];
     const auto gated = [&](int64_t j, Vec<A> v) {
+      if constexpr (kAbsent == 0) return v * read<Vec<A>>(g1 + j) + v * g2;
+      if constexpr (kAbsent == 2) return v * read<Vec<A>>(g0 + j) + v * read<Vec<A>>(g1 + j);
       return v * read<Vec<A>>(g0 + j) + (v * read<Vec<A>>(g1 + j) + v * g2);
     };
     int64_t j = 0;
@@ -49,6 +51,16 @@ MEDSEG_INLINE void apply_rows(const TripletShape& s, const T* x, int64_t stride_
       store_part(to + j, gated(j, load_part(from + j, count)), count);
     }
   }
+}
+
+// The spatial gate, the one that may be absent, pools over the innermost axis of a channels_last
+// map and over the outermost of any other.
+template <class T>
+MEDSEG_INLINE void apply_rows(const TripletShape& s, const T* x, int64_t stride_1,
+                              Acc<T>* const gate[3], int64_t a0, Range rows, T* out) {
+  if (s.gate[0] < 0) return apply_rows_but<0>(s, x, stride_1, gate, a0, rows, out);
+  if (s.gate[2] < 0) return apply_rows_but<2>(s, x, stride_1, gate, a0, rows, out);
+  apply_rows_but<3>(s, x, stride_1, gate, a0, rows, out);
 }
 
 // Backward along a0, the image's newest part first.

@@ -56,7 +56,7 @@ def triplet_pool(
     Returns:
         Tensors (N, 2, C, W), (N, 2, H, C) and, with ``spatial``, (N, 2, H, W): the maximum, then
         the mean; float32 (float64 for float64), of any strides. The first of equal maxima gets the
-        gradient.
+        gradient. A NaN of ``x`` shows in its means; on "cpu" the maxima pass it over.
 
     Raises:
         ValueError: ``x`` is no 4-D float tensor or has an empty axis beside N.

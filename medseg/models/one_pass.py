@@ -56,7 +56,8 @@ def conv_norm_add(x: Tensor, conv: nn.Module, norm: nn.Module, other: Tensor) ->
     alike = type(other) is Tensor and other.dtype is x.dtype
     if alike and _in_one_pass(x, conv) and _is_plain(norm, conv) and _gains(x, conv, norm):
         return _at_once(x, conv, norm, relu=False, other=other)
-    return conv_norm(x, conv, norm, relu=False).add_(other)
+    y = conv_norm(x, conv, norm, relu=False)
+    return y + other if y is x else y.add_(other)
 
 
 class PackedConv2d(nn.Conv2d):
@@ -163,7 +164,12 @@ def _fits(x: Tensor, conv: Any) -> bool:
 
 
 def _is_small(x: Tensor, conv: Any, norm: Any) -> bool:
-    """Whether three passes take no longer than to scale the weights and to look for hindrances."""
+    """Whether three passes take no longer than to scale the weights and to look for hindrances.
+
+    Never of a graph that is being made: the answer would tie it to sizes.
+    """
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+        return False
     batch_norm = isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)
     return batch_norm and x.numel() + conv.weight.numel() < _SMALL
 

@@ -93,14 +93,14 @@ class Targets:
             raise UserError(f"--out {self.out}: {self.out / kind} is a link to elsewhere.")
 
     def _refuse_drawn(self, kind: str, inputs: Iterable[Path]) -> None:
-        """Refuses masks/ beside images/: somebody may have drawn what is in it."""
+        """Refuses masks/ beside images/, which is for masks that somebody draws."""
         folder = self.out / kind
         homes = {Path(path).parent for path in (*map(os.path.abspath, inputs), *self._inputs)}
         beside = [home.parent / "masks" for home in homes if home.name == "images"]
-        if folder.is_dir() and any(masks.exists() and folder.samefile(masks) for masks in beside):
+        if os.path.realpath(folder) in map(os.path.realpath, beside):
             raise UserError(
-                f"--out {self.out}: {folder} holds the masks of the images that are read; name "
-                "another folder."
+                f"--out {self.out}: {folder} is the place of the masks of the images that are "
+                "read; name another folder."
             )
 
     def _refuse_present(self, name: str) -> None:

@@ -35,8 +35,10 @@ class Connection(H11Protocol):
         self._await_reader()
 
     def resume_writing(self) -> None:
-        """It has read."""
+        """It has read; of a connection that is closed it must read the rest, too."""
         _cancel(self._unread)
+        if self.transport.is_closing():
+            self._await_reader()
         super().resume_writing()
 
     def on_response_complete(self) -> None:

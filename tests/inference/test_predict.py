@@ -232,8 +232,11 @@ def test_masks_that_somebody_drew_are_never_replaced(predict, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "set" / "images")
     for images in (tmp_path / "set", tmp_path / "set" / "images", tmp_path / "link"):
         done = predict("--images", images, "--overwrite", out=tmp_path / "set")
-        assert done.code == 2 and "holds the masks of the images that are read" in done.err
+        assert done.code == 2 and "the place of the masks of the images that are read" in done.err
     assert path.read_bytes() == before
+    (tmp_path / "set" / "masks").rename(tmp_path / "drawn")  # nothing there would be replaced,
+    done = predict("--images", images, out=tmp_path / "set")  # but a training would take it
+    assert done.code == 2 and not (tmp_path / "set" / "masks").exists()
     assert (
         predict("--images", tmp_path / "set", "--write", "overlays", out=tmp_path / "set").code == 0
     )

@@ -87,6 +87,21 @@ def test_special_values_spread_as_in_the_reference(value, memory_format):
         assert not want.isfinite().all()
 
 
+@pytest.mark.usefixtures("every_isa")
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+@FORMATS
+def test_a_gate_that_is_not_there_takes_no_part(value, memory_format):
+    """Infinity times 0 would be NaN; on rows longer and shorter than a vector."""
+    for width in (37, 3):
+        x = torch.randn(2, 6, 20, width)
+        x[1, 2, 3, 1] = value
+        x = x.contiguous(memory_format=memory_format)
+        gates = [torch.rand(2, 1, 6, width) + 0.1, torch.rand(2, 1, 20, 6) + 0.1]
+        got, want = (triplet_apply(x, gates, backend=name) for name in ("cpu", "reference"))
+        torch.testing.assert_close(got, want, equal_nan=True, rtol=1e-4, atol=1e-4)
+        assert want[1, 2, 3, 1].isnan() == x[1, 2, 3, 1].isnan()
+
+
 @pytest.mark.usefixtures("needs_cpu")
 def test_empty_batch():
     x = torch.randn(0, 4, 5, 6, requires_grad=True)

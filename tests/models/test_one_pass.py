@@ -110,6 +110,17 @@ def test_small_maps_are_left_alone(taken, monkeypatch):
     assert len(taken) == 2
 
 
+def test_graphs_hold_for_all_sizes():
+    """No case of small maps is left in what is captured."""
+    block = ConvNorm(4, 8).eval()
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        for traced in (image(2, 4, 20, 30), image(2, 4, 300, 200)):
+            graph = torch.export.export(block, (traced,), dynamic_shapes=(sizes,)).module()
+            for x in (image(3, 4, 9, 11), image(2, 4, 260, 310)):
+                torch.testing.assert_close(graph(x), block(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, halves])
 def test_sum(dtype, taken):
     """The other summand is read where it lies and stays as it was."""
