@@ -37,7 +37,7 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module, relu: bool = True) ->
         conv, norm: a Conv2d, and a batch norm or Identity; others run as they are.
         relu: whether a ReLU comes last.
     """
-    if not _is_small(x, conv, norm) and _in_one_pass(x, conv) and _is_plain(norm, conv):
+    if _goes_to_onednn(x, conv, norm):
         if _gains(x, conv, norm):
             return _at_once(x, conv, norm, relu)
         y = norm(_at_once(x, conv, None, relu=False))
@@ -54,7 +54,7 @@ def conv_norm_add(x: Tensor, conv: nn.Module, norm: nn.Module, other: Tensor) ->
         other: the shape and dtype of the result.
     """
     alike = type(other) is Tensor and other.dtype is x.dtype
-    if alike and _in_one_pass(x, conv) and _is_plain(norm, conv) and _gains(x, conv, norm):
+    if alike and _goes_to_onednn(x, conv, norm) and _gains(x, conv, norm):
         return _at_once(x, conv, norm, relu=False, other=other)
     y = conv_norm(x, conv, norm, relu=False)
     return y + other if y is x else y.add_(other)
@@ -161,6 +161,10 @@ def _fits(x: Tensor, conv: Any) -> bool:
         return False
     reach = [step * (side - 1) + 1 for step, side in zip(steps, kernel, strict=True)]
     return all(x.shape[2 + i] + 2 * padding[i] >= reach[i] for i in (0, 1))
+
+
+def _goes_to_onednn(x: Tensor, conv: Any, norm: Any) -> bool:
+    return not _is_small(x, conv, norm) and _in_one_pass(x, conv) and _is_plain(norm, conv)
 
 
 def _is_small(x: Tensor, conv: Any, norm: Any) -> bool:
